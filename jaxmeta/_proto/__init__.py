@@ -1,0 +1,1 @@
+"""Generated protocol buffer modules; see `protos/README.md` before you edit them."""

@@ -1,0 +1,525 @@
+"""From nodes to a function of arrays.
+
+A graph or a library function is planned once: nodes in order, each with its kernel, its attrs
+decoded and its inputs as places in a list. Running the plan is one loop over it, which JAX traces.
+Nothing here knows an op by name; what is special about an op stands in its kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from jaxmeta import errors, naming, op_defs, values
+from jaxmeta._proto import graph_pb2
+from jaxmeta.ops import _definition
+
+_EMPTY: Final = inspect.Parameter.empty
+_SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
+_FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
+
+
+@contextlib.contextmanager
+def paused_gc() -> Iterator[None]:
+    """Stops Python's garbage collector within the block.
+
+    Tracing makes many objects that all live on; collecting among them takes more than half of the
+    time of a large trace.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class State:
+    """The values of variables while a plan runs: what was there, and what was written.
+
+    Attributes:
+        values: variable name to array.
+        written: names of the variables that were assigned.
+    """
+
+    __slots__ = ("values", "written")
+
+    def __init__(self, initial: Mapping[str, Any]) -> None:
+        self.values = dict(initial)
+        self.written: dict[str, None] = {}
+
+    def read(self, name: str) -> Any:
+        """Returns a variable's value.
+
+        Raises:
+            GraphError: it has none yet.
+        """
+        try:
+            return self.values[name]
+        except KeyError:
+            raise errors.GraphError(
+                f"the variable {name!r} has no value: restore a checkpoint or run its initializer"
+            ) from None
+
+    def write(self, name: str, value: Any) -> None:
+        """Gives a variable a value."""
+        self.values[name] = value
+        self.written[name] = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Step:
+    """One node of a plan."""
+
+    run: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    is_single: bool
+    is_stateful: bool
+    static: frozenset[int]
+    node: graph_pb2.NodeDef
+
+
+class Function:
+    """A library function that kernels can call, jit, or look into.
+
+    Attributes:
+        name: its name in the library.
+    """
+
+    def __init__(self, library: Library, function_def: graph_pb2.FunctionDef) -> None:
+        self.name = function_def.signature.name
+        self._library = library
+        self._def = function_def
+        self._plan: Plan | None = None
+        self._derived: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def num_arguments(self) -> int:
+        """How many arrays it takes."""
+        return len(self._def.signature.input_arg)
+
+    @property
+    def num_results(self) -> int:
+        """How many arrays it returns."""
+        return len(self._def.signature.output_arg)
+
+    def __call__(self, *arguments: Any, state: State | None = None) -> list[Any]:
+        """Runs the function on arrays and returns a list of arrays."""
+        if self._plan is None:
+            self._plan = plan_function(self._def, self._library)
+        return self._plan.run(arguments, state)
+
+    def jitted(self, name: str, **options: Any) -> Callable[..., Any]:
+        """Returns the function under `jax.jit` and a name; the same object for the same options."""
+
+        def make() -> Callable[..., Any]:
+            def fn(*arguments: Any) -> list[Any]:
+                return self(*arguments)
+
+            fn.__name__ = fn.__qualname__ = name
+            return jax.jit(fn, **options)
+
+        return self.derived(("jit", name, *sorted(options.items())), make)
+
+    def derived(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """Returns what ``make`` made of this function, made once for each key.
+
+        JAX's caches go by the identity of functions.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
+
+
+class Library:
+    """The functions of a graph, by name."""
+
+    def __init__(self, functions: Mapping[str, graph_pb2.FunctionDef]) -> None:
+        self._defs = functions
+        self._functions: dict[str, Function] = {}
+
+    def __getitem__(self, name: str) -> Function:
+        """Returns a function.
+
+        Raises:
+            GraphError: there is none of that name.
+        """
+        function = self._functions.get(name)
+        if function is None:
+            definition = self._defs.get(name)
+            if definition is None:
+                raise errors.GraphError(f"the graph's library has no function named {name!r}")
+            function = self._functions[name] = Function(self, definition)
+        return function
+
+    def get(self, name: str) -> Function | None:
+        """Returns a function, or None where there is none of that name."""
+        return self[name] if name in self._defs else None
+
+    def definition(self, name: str) -> graph_pb2.FunctionDef | None:
+        """Returns the FunctionDef of a name, or None."""
+        return self._defs.get(name)
+
+
+class Plan:
+    """Nodes ready to run: a list of places for values, some filled, and steps between them."""
+
+    def __init__(
+        self,
+        initial: list[Any],
+        arguments: Sequence[int],
+        steps: Sequence[_Step],
+        results: Sequence[int],
+        static_steps: frozenset[int],
+    ) -> None:
+        self._initial = initial
+        self._arguments = tuple(arguments)
+        self._steps = steps
+        self._results = tuple(results)
+        self._static_steps = static_steps
+
+    def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
+        """Runs all steps and returns the results.
+
+        Raises:
+            GraphError: an input that must be known while tracing is not.
+        """
+        env = self._initial.copy()
+        for place, value in zip(self._arguments, arguments, strict=True):
+            env[place] = value
+        step = None
+        try:
+            for step in self._steps:
+                inputs = [env[place] for place in step.inputs]
+                if step.static:
+                    _require_static(step, inputs)
+                if step.is_stateful:
+                    inputs.insert(0, state)
+                outputs = step.run(*inputs)
+                if step.is_single and type(outputs) not in _SEQUENCES:
+                    env[step.outputs[0]] = outputs
+                else:
+                    for place, value in zip(step.outputs, outputs, strict=True):
+                        env[place] = value
+        except Exception as error:
+            if step is not None:
+                error.add_note(f"while running node {step.node.name!r} ({step.node.op})")
+            raise
+        return [env[place] for place in self._results]
+
+
+def _require_static(step: _Step, inputs: list[Any]) -> None:
+    for index in step.static:
+        value = inputs[index]
+        if isinstance(value, np.ndarray):
+            continue
+        if isinstance(value, jax.core.Tracer):
+            raise errors.GraphError(
+                f"node {step.node.name!r} ({step.node.op}): its input {index} "
+                f"({step.node.input[index]!r}) must be known while tracing, but it depends on "
+                "what the function is given"
+            )
+        inputs[index] = np.asarray(value)
+
+
+# --- planning --------------------------------------------------------------------------------
+
+
+class _Planner:
+    """Makes the steps of one plan; holds the places of the tensors met so far."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self.places: dict[str, int] = {}
+        self.env: list[Any] = []
+        self.steps: list[_Step] = []
+        self.unsupported: dict[str, None] = {}
+        self._static_inputs: list[tuple[_Step, int]] = []
+
+    def add_place(self, name: str, value: Any = None) -> int:
+        """Returns a new place for a tensor, filled with a value that is known already."""
+        place = len(self.env)
+        self.env.append(value)
+        self.places[name] = place
+        return place
+
+    def add_node(
+        self, node: graph_pb2.NodeDef, output_refs: Callable[[graph_pb2.NodeDef], list[str]]
+    ) -> None:
+        """Adds the step of a node."""
+        if node.op == "Const":
+            value = values.tensor_from_proto(node.attr["value"].tensor)
+            self.add_place(output_refs(node)[0], value)
+            return
+        kernel, run = self._bind_kernel(node)
+        if kernel is None:
+            return
+        inputs = tuple(self._place(node, ref) for ref in node.input if ref[0] != "^")
+        refs = output_refs(node)
+        outputs = tuple(self.add_place(ref) for ref in refs)
+        self.steps.append(
+            _Step(run, inputs, outputs, len(refs) == 1, kernel.is_stateful, kernel.static, node)
+        )
+
+    def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
+        place = self.places.get(ref)
+        if place is None:
+            place = self.places.get(f"{ref}:0" if ":" not in ref else ref.removesuffix(":0"))
+        if place is None:
+            raise errors.GraphError(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
+        return place
+
+    def _bind_kernel(
+        self, node: graph_pb2.NodeDef
+    ) -> tuple[_definition.Kernel | None, Callable[..., Any]]:
+        attr = node.attr
+        primitive = ""
+        kernel = None
+        if _definition.PRIMITIVE_ATTR in attr:
+            primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
+            kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
+        if kernel is None:
+            kernel = _definition.KERNELS.get(node.op)
+        if kernel is None and node.op not in self.unsupported:
+            function = self._library.get(node.op)
+            if function is not None:
+                return _CALL_KERNEL, function
+            self.unsupported[f"{node.op}  (node {node.name!r})"] = None
+        if kernel is None:
+            return None, _refuse
+        if not (kernel.attrs or kernel.injected):
+            return kernel, kernel.run
+        return kernel, self._with_attrs(node, kernel)
+
+    def _with_attrs(
+        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel
+    ) -> Callable[..., Any]:
+        keywords: dict[str, Any] = {}
+        attr = node.attr
+        for argument, name, default in kernel.attrs:
+            if name in attr:
+                keywords[argument] = self._plain(values.attr_from_proto(attr[name]))
+            elif default is not _EMPTY:
+                keywords[argument] = default
+            else:
+                keywords[argument] = self._attr_default(node, name)
+        for name in kernel.injected:
+            keywords[name] = (
+                self._library if name == _definition.LIBRARY else self._called_function(node)
+            )
+        run = kernel.run
+        return lambda *inputs: run(*inputs, **keywords)
+
+    def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
+        default = None
+        if op_defs.has_op(node.op) and not name.startswith("_"):
+            default = op_defs.attr_default(op_defs.get_op_def(node.op), name)
+        if default is None:
+            raise errors.AttrError(
+                f"node {node.name!r} ({node.op}): the attr {name!r} is missing and has no default"
+            )
+        return self._plain(values.attr_from_proto(default))
+
+    def _plain(self, value: Any) -> Any:
+        """Turns names of functions into functions."""
+        if isinstance(value, values.FunctionRef):
+            return self._library[value]
+        if isinstance(value, tuple) and value and isinstance(value[0], values.FunctionRef):
+            return tuple(self._library[name] for name in value)
+        return value
+
+    def _called_function(self, node: graph_pb2.NodeDef) -> Function:
+        if _FUNCTION_ATTR in node.attr:
+            return self._library[node.attr[_FUNCTION_ATTR].func.name]
+        return self._library[node.op]
+
+    def finish(self, arguments: Sequence[int], results: Sequence[int]) -> Plan:
+        """Returns the plan.
+
+        Raises:
+            UnsupportedOpError: some ops have no kernel; all of them are listed.
+        """
+        if self.unsupported:
+            raise errors.UnsupportedOpError(
+                errors.list_offenders(
+                    "these ops have no kernel, and are not functions of the graph's library:",
+                    self.unsupported,
+                    "Feed their outputs, or fetch what does not depend on them.",
+                )
+            )
+        return Plan(self.env, arguments, self.steps, results, frozenset())
+
+
+_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+
+
+def _refuse(*_: Any) -> Any:
+    raise AssertionError("a node without a kernel was run")
+
+
+def _function_refs(library: Library) -> Callable[[graph_pb2.NodeDef], list[str]]:
+    """Returns what names a node's outputs in a function body: ``node:out:0``."""
+    single: dict[str, str] = {}
+
+    def refs(node: graph_pb2.NodeDef) -> list[str]:
+        suffix = single.get(node.op)
+        if suffix is not None:
+            return [node.name + suffix]
+        function = library.definition(node.op)
+        op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
+        outputs = op_def.output_arg
+        if len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr):
+            single[node.op] = f":{outputs[0].name}:0"
+            return [node.name + single[node.op]]
+        return [
+            f"{node.name}:{name}:{index}"
+            for name, count in op_defs.output_names(op_def, node)
+            for index in range(count)
+        ]
+
+    return refs
+
+
+def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
+    """Returns the plan of a library function; its nodes run in the order in which they stand."""
+    planner = _Planner(library)
+    arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
+    refs = _function_refs(library)
+    try:
+        for node in _ordered(function.node_def):
+            planner.add_node(node, refs)
+        results = [
+            planner.places[function.ret[argument.name]]
+            for argument in function.signature.output_arg
+        ]
+    except KeyError as error:
+        raise errors.GraphError(
+            f"function {function.signature.name!r}: unknown result {error}"
+        ) from None
+    return planner.finish(arguments, results)
+
+
+def _ordered(nodes: Sequence[graph_pb2.NodeDef]) -> Iterable[graph_pb2.NodeDef]:
+    """Returns nodes so that each follows its inputs; as they stand where they do so already."""
+    by_name = {node.name: node for node in nodes}
+    seen: set[str] = set()
+    for node in nodes:
+        for ref in node.input:
+            name = ref.lstrip("^").split(":", 1)[0]
+            if name in by_name and name not in seen:
+                return sort_nodes(by_name, by_name)
+        seen.add(node.name)
+    return nodes
+
+
+def sort_nodes(
+    nodes: Mapping[str, graph_pb2.NodeDef],
+    wanted: Iterable[str],
+    stop_at: frozenset[str] = frozenset(),
+) -> list[graph_pb2.NodeDef]:
+    """Returns the wanted nodes and all they depend on, each after its inputs.
+
+    Args:
+        nodes: by name.
+        wanted: names of nodes.
+        stop_at: nodes whose inputs are not followed, because their outputs are fed.
+
+    Raises:
+        GraphError: an input is missing, or the nodes form a cycle.
+    """
+    ordered: list[graph_pb2.NodeDef] = []
+    state: dict[str, bool] = {}  # False while its inputs are being visited, then True
+    stack = [(name, False) for name in reversed(list(wanted))]
+    while stack:
+        name, is_ready = stack.pop()
+        if is_ready:
+            state[name] = True
+            ordered.append(nodes[name])
+            continue
+        if name in state:
+            continue
+        if name not in nodes:
+            raise errors.GraphError(f"the graph has no node named {name!r}")
+        state[name] = False
+        stack.append((name, True))
+        if name in stop_at:
+            continue
+        for ref in reversed(nodes[name].input):
+            producer = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
+            if producer not in state:
+                stack.append((producer, False))
+            elif not state[producer] and producer in nodes:
+                raise errors.GraphError(f"the graph has a cycle through {producer!r} and {name!r}")
+    return ordered
+
+
+def plan_graph(
+    nodes: Mapping[str, graph_pb2.NodeDef],
+    library: Library,
+    feeds: Sequence[str],
+    fetches: Sequence[str],
+    targets: Sequence[str] = (),
+) -> Plan:
+    """Returns the plan that computes tensors of a graph from others.
+
+    Args:
+        nodes: of the graph, by name.
+        library: its functions.
+        feeds: names of the tensors that are given, in the order of the plan's arguments.
+        fetches: names of the tensors that are wanted, in the order of its results.
+        targets: names of nodes that must run too.
+
+    Raises:
+        GraphError: a name is unknown, or the nodes form a cycle.
+        UnsupportedOpError: some of the ops have no kernel.
+    """
+    planner = _Planner(library)
+    fed = {_canonical(name) for name in feeds}
+    arguments = [planner.add_place(_canonical(name)) for name in feeds]
+    wanted = [naming.parse_tensor_name(name).node for name in fetches]
+    fully_fed = frozenset(
+        name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
+    )
+    refs = _graph_refs(library)
+    for node in sort_nodes(nodes, [*wanted, *targets], fully_fed):
+        if node.name in fully_fed:
+            continue
+        kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}
+        planner.add_node(node, refs)
+        planner.places.update(kept)
+    results = [planner.places[_canonical(name)] for name in fetches]
+    return planner.finish(arguments, results)
+
+
+def _canonical(name: str) -> str:
+    return name if ":" in name else f"{name}:0"
+
+
+def _is_fully_fed(
+    nodes: Mapping[str, graph_pb2.NodeDef], library: Library, name: str, fed: set[str]
+) -> bool:
+    node = nodes.get(name.split(":", 1)[0])
+    if node is None:
+        raise errors.GraphError(f"the graph has no tensor named {name!r}")
+    return all(ref in fed for ref in _graph_refs(library)(node))
+
+
+def _graph_refs(library: Library) -> Callable[[graph_pb2.NodeDef], list[str]]:
+    """Returns what names a node's outputs in a graph: ``node:0``, ``node:1``."""
+
+    def refs(node: graph_pb2.NodeDef) -> list[str]:
+        function = library.definition(node.op)
+        op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
+        counts = op_defs.output_names(op_def, node)
+        return [f"{node.name}:{index}" for index in range(sum(count for _, count in counts))]
+
+    return refs

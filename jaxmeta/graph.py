@@ -1,0 +1,534 @@
+"""The graph: nodes, the function library, name scopes, collections and signatures.
+
+Nodes are NodeDef protos; there is no second object model. A `Tensor`, an `Operation` and a
+`Variable` are light handles on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from jaxmeta import dtypes, errors, naming, op_defs, trees, values
+from jaxmeta._proto import graph_pb2
+
+KEY_IMPL_ATTR: Final = "_jax_key_impl"
+# What TensorFlow 2.21 writes; any later TensorFlow reads it.
+PRODUCER_VERSION: Final = 2474
+
+
+@dataclasses.dataclass(slots=True)
+class Edge:
+    """An output of a node inside the container that made it.
+
+    Attributes:
+        ref: how an input names it there: ``node:1`` in a graph, ``node:out:0`` in a function.
+        number: its DataType number.
+        shape: its static shape, or None where it was not asked for.
+    """
+
+    ref: str
+    number: int
+    shape: values.Shape | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _OpLayout:
+    """What adding a node needs of an OpDef, laid out once."""
+
+    op_def: graph_pb2.OpDef
+    inputs: tuple[tuple[str, str, str], ...]  # (type_attr, number_attr, type_list_attr)
+    attr_kinds: dict[str, str]
+    single_output: str  # the name of the only output, or empty
+
+
+class _Layouts(dict[str, _OpLayout]):
+    def __missing__(self, op: str) -> _OpLayout:
+        layout = _lay_out(op_defs.get_op_def(op))
+        self[op] = layout
+        return layout
+
+
+def _lay_out(op_def: graph_pb2.OpDef) -> _OpLayout:
+    outputs = op_def.output_arg
+    is_single = len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr)
+    return _OpLayout(
+        op_def,
+        tuple((a.type_attr, a.number_attr, a.type_list_attr) for a in op_def.input_arg),
+        {attr.name: attr.type for attr in op_def.attr},
+        outputs[0].name if is_single else "",
+    )
+
+
+_LAYOUTS: Final = _Layouts()
+
+
+class NodeContainer:
+    """A list of nodes with unique names: a graph, or the body of a function."""
+
+    def __init__(self, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
+        self._library = library
+        self._nodes: dict[str, graph_pb2.NodeDef] = {}
+        self._names = naming.UniqueNames()
+
+    @property
+    def nodes(self) -> Mapping[str, graph_pb2.NodeDef]:
+        """The nodes by name, in the order in which they were added."""
+        return self._nodes
+
+    def add_node(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any],
+        name: str | None = None,
+        control_inputs: Sequence[str] = (),
+    ) -> list[Edge]:
+        """Adds a node and returns its outputs.
+
+        Args:
+            op: a name in TensorFlow's registry, or of a function of the library.
+            inputs: an `Edge` for each input argument, a list of them for a list argument.
+            attrs: the attrs that no input restates, and any ``_jax_*`` ones.
+            name: the wanted name, made unique; the op's name where None.
+            control_inputs: names of nodes that must run before.
+
+        Raises:
+            AttrError: an attr is unknown to the op.
+            GraphError: the number of inputs is not the op's.
+        """
+        function = self._library.get(op)
+        layout = _lay_out(function.signature) if function is not None else _LAYOUTS[op]
+        node = graph_pb2.NodeDef(name=self._names.unique(name or op), op=op)
+        self._fill_inputs(node, layout, inputs)
+        for attr_name, value in attrs.items():
+            kind = layout.attr_kinds.get(attr_name)
+            if kind is None and not attr_name.startswith("_"):
+                raise errors.AttrError(
+                    f"node '{node.name}' ({op}): the op has no attr '{attr_name}', "
+                    f"only {', '.join(layout.attr_kinds) or 'none'}"
+                )
+            values.write_attr(node.attr[attr_name], value, kind)
+        if control_inputs:
+            node.input.extend(f"^{control}" for control in control_inputs)
+        self._nodes[node.name] = node
+        numbers = op_defs.output_dtypes(layout.op_def, node)
+        if layout.single_output:
+            return [Edge(self._output_ref(node.name, layout.single_output, 0, 0), numbers[0])]
+        return self._outputs(node, layout, numbers)
+
+    def _fill_inputs(
+        self, node: graph_pb2.NodeDef, layout: _OpLayout, inputs: Sequence[Any]
+    ) -> None:
+        if len(inputs) != len(layout.inputs):
+            raise errors.GraphError(
+                f"node '{node.name}' ({node.op}) takes {len(layout.inputs)} inputs, "
+                f"it was given {len(inputs)}"
+            )
+        add, attr = node.input.append, node.attr
+        for edge, (type_attr, number_attr, type_list_attr) in zip(
+            inputs, layout.inputs, strict=True
+        ):
+            if type(edge) is Edge:
+                add(edge.ref)
+                if type_attr:
+                    attr[type_attr].type = edge.number  # type: ignore[assignment]
+                continue
+            node.input.extend(item.ref for item in edge)
+            if type_list_attr:
+                attr[type_list_attr].list.SetInParent()
+                attr[type_list_attr].list.type.extend(item.number for item in edge)
+            if number_attr:
+                attr[number_attr].i = len(edge)
+            if type_attr and edge:
+                attr[type_attr].type = edge[0].number
+
+    def _outputs(
+        self, node: graph_pb2.NodeDef, layout: _OpLayout, numbers: Sequence[int]
+    ) -> list[Edge]:
+        edges: list[Edge] = []
+        for arg_name, count in op_defs.output_names(layout.op_def, node):
+            for offset in range(count):
+                index = len(edges)
+                ref = self._output_ref(node.name, arg_name, offset, index)
+                edges.append(Edge(ref, numbers[index]))
+        return edges
+
+    def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
+        raise NotImplementedError
+
+
+class FunctionBody(NodeContainer):
+    """The nodes of a library function while it is being built."""
+
+    def __init__(self, name: str, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
+        super().__init__(library)
+        self.function = graph_pb2.FunctionDef()
+        self.function.signature.name = name
+
+    def add_argument(
+        self, name: str, number: int, shape: values.Shape | None, key_impl: str = ""
+    ) -> Edge:
+        """Adds an argument and returns it as an edge."""
+        name = self._names.unique(naming.clean_name(name.replace("/", "_")) or "arg")
+        argument = self.function.signature.input_arg.add(name=name)
+        argument.type = number  # type: ignore[assignment]
+        if key_impl:
+            index = len(self.function.signature.input_arg) - 1
+            attrs = self.function.arg_attr[index].attr
+            values.write_attr(attrs[KEY_IMPL_ATTR], key_impl)
+        return Edge(name, number, shape)
+
+    def finish(self, outputs: Sequence[Edge]) -> graph_pb2.FunctionDef:
+        """Returns the FunctionDef whose outputs are the given edges."""
+        function = self.function
+        for index, edge in enumerate(outputs):
+            name = f"output_{index}"
+            argument = function.signature.output_arg.add(name=name)
+            argument.type = edge.number  # type: ignore[assignment]
+            function.ret[name] = edge.ref
+        function.node_def.extend(self._nodes.values())
+        return function
+
+    def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
+        return f"{node}:{argument}:{offset}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """An entry point of a graph: a function that was traced into it.
+
+    Attributes:
+        name: what it is called in the graph.
+        function_name: the traced function's own name, which names the compiled program.
+        arguments: the record of its (args, kwargs); a leaf's name is a placeholder's tensor, or a
+            variable.
+        results: the record of its results; a leaf's name is a tensor.
+        donated: for each leaf of the arguments, whether its buffer may be reused.
+        updates: which result is assigned back to which argument, by position.
+        train_op: the operation that runs it and assigns, or empty.
+    """
+
+    name: str
+    function_name: str
+    arguments: trees.Tree
+    results: trees.Tree
+    donated: tuple[bool, ...]
+    updates: tuple[tuple[int, int], ...] = ()
+    train_op: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variable:
+    """A handle on a variable of a graph.
+
+    Attributes:
+        graph: the graph that holds it.
+        op_name: the name of its node; in a checkpoint, its name.
+        shape, dtype: of its value; typed keys count as their uint32 data.
+        key_impl: the PRNG implementation where it holds typed keys, else empty.
+        trainable: whether optimizers should change it.
+    """
+
+    graph: GraphBuilder
+    op_name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    key_impl: str = ""
+    trainable: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name of the handle's tensor, as TensorFlow spells a variable: ``w:0``."""
+        return f"{self.op_name}:0"
+
+    @property
+    def snapshot_name(self) -> str:
+        """The name of the tensor that reads it."""
+        return f"{self.op_name}/Read/ReadVariableOp:0"
+
+    @property
+    def initializer_name(self) -> str:
+        """The name of the operation that gives it its first value."""
+        return f"{self.op_name}/Assign"
+
+    def __repr__(self) -> str:
+        return f"<jaxmeta.Variable '{self.name}' shape={self.shape} dtype={self.dtype}>"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """A handle on one output of a node of a graph."""
+
+    graph: GraphBuilder
+    node_name: str
+    index: int
+
+    @property
+    def name(self) -> str:
+        """The tensor's name: ``node:0``."""
+        return f"{self.node_name}:{self.index}"
+
+    @property
+    def op(self) -> Operation:
+        """The operation that produces it."""
+        return Operation(self.graph, self.node_name)
+
+    @property
+    def number(self) -> int:
+        """Its DataType number."""
+        return self.graph.output_numbers(self.node_name)[self.index]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its dtype."""
+        return dtypes.dtype_from_number(self.number)
+
+    @property
+    def shape(self) -> values.Shape | None:
+        """Its static shape where the graph records it, else None."""
+        return self.graph.output_shape(self.node_name, self.index)
+
+    def __repr__(self) -> str:
+        return f"<jaxmeta.Tensor '{self.name}' shape={self.shape} dtype={self.dtype}>"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operation:
+    """A handle on a node of a graph."""
+
+    graph: GraphBuilder
+    name: str
+
+    @property
+    def node_def(self) -> graph_pb2.NodeDef:
+        """The node."""
+        return self.graph.nodes[self.name]
+
+    @property
+    def type(self) -> str:
+        """The name of its op."""
+        return self.node_def.op
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Its outputs."""
+        count = len(self.graph.output_numbers(self.name))
+        return [Tensor(self.graph, self.name, index) for index in range(count)]
+
+    def __repr__(self) -> str:
+        return f"<jaxmeta.Operation '{self.name}' type={self.type}>"
+
+
+class GraphBuilder(NodeContainer):
+    """A builder over a GraphDef; `jaxmeta.Graph` adds what traces functions into it.
+
+    Example:
+        >>> builder = GraphBuilder()
+        >>> with builder.name_scope("scope"):
+        ...     (x,) = builder.add_node("Placeholder", [], {"dtype": np.dtype("float32")}, "x")
+        ...     (y,) = builder.add_node("Tanh", [x], {})
+        >>> y.ref, builder.nodes["scope/Tanh"].input[0]
+        ('scope/Tanh', 'scope/x')
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[str, graph_pb2.FunctionDef] = {}
+        super().__init__(self._functions)
+        self._function_names = naming.UniqueNames()
+        self._scope = ""
+        self._variables: dict[str, Variable] = {}
+        self.gradients: list[graph_pb2.GradientDef] = []
+        self.versions = graph_pb2.VersionDef(producer=PRODUCER_VERSION)
+        self.collections: dict[str, list[Any]] = {}
+        self.signatures: dict[str, Signature] = {}
+        self.state_tree: trees.Tree | None = None
+        self.constants: dict[str, Any] = {}
+        """Arrays that traced functions closed over, by the name of the variable that holds them."""
+
+    # --- names and scopes
+
+    @contextlib.contextmanager
+    def name_scope(self, name: str | None) -> Iterator[str]:
+        """Enters a name scope; yields its name with a trailing slash, as TensorFlow does.
+
+        A name that ends in a slash is entered as it is; another one is made unique.
+        """
+        outer = self._scope
+        if name and name.endswith("/"):
+            self._scope = name[:-1]
+        elif name:
+            naming.check_scope_name(name, is_root=not outer)
+            self._scope = self.unique_name(name)
+        else:
+            self._scope = ""
+        try:
+            yield f"{self._scope}/" if self._scope else ""
+        finally:
+            self._scope = outer
+
+    def unique_name(self, name: str, *, mark: bool = True) -> str:
+        """Returns the name inside the current scope, made unique in the graph."""
+        return self._names.unique(f"{self._scope}/{name}" if self._scope else name, mark=mark)
+
+    def add_node(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any],
+        name: str | None = None,
+        control_inputs: Sequence[str] = (),
+    ) -> list[Edge]:
+        """Adds a node below the current name scope; see `NodeContainer.add_node`."""
+        name = name or op
+        full_name = f"{self._scope}/{name}" if self._scope else name
+        return super().add_node(op, inputs, attrs, full_name, control_inputs)
+
+    def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
+        return f"{node}:{index}" if index else node
+
+    # --- functions
+
+    @property
+    def functions(self) -> Mapping[str, graph_pb2.FunctionDef]:
+        """The function library, by name."""
+        return self._functions
+
+    def unique_function_name(self, name: str) -> str:
+        """Returns a name that no function of the library has and no op of TensorFlow's."""
+        cleaned = naming.clean_name(name.replace("/", "_")) or "function"
+        unique = self._function_names.unique(cleaned)
+        return unique if not op_defs.has_op(unique) else self.unique_function_name(f"{name}_fn")
+
+    def add_function(self, function: graph_pb2.FunctionDef) -> None:
+        """Adds a function to the library.
+
+        Raises:
+            GraphError: another function of that name is there.
+        """
+        name = function.signature.name
+        if name in self._functions:
+            raise errors.GraphError(f"the library has a function named {name!r} already")
+        self._function_names.mark(name)
+        self._functions[name] = function
+
+    # --- nodes that are there already
+
+    def add_node_defs(self, node_defs: Sequence[graph_pb2.NodeDef]) -> None:
+        """Adds nodes under their own names.
+
+        Raises:
+            GraphError: a name is taken; all of them are listed.
+        """
+        nodes = self._nodes
+        taken = [node.name for node in node_defs if node.name in nodes]
+        before = len(nodes)
+        nodes.update((node.name, node) for node in node_defs)
+        if taken or len(nodes) != before + len(node_defs):
+            seen: set[str] = set()
+            taken += [n.name for n in node_defs if n.name in seen or seen.add(n.name)]  # type: ignore[func-returns-value]
+            raise errors.GraphError(
+                errors.list_offenders("these nodes are not unique:", sorted(set(taken)))
+            )
+        for name in nodes if not before else [node.name for node in node_defs]:
+            self._names.mark(name)
+
+    def node(self, name: str) -> graph_pb2.NodeDef:
+        """Returns a node by name.
+
+        Raises:
+            GraphError: there is none.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            raise errors.GraphError(f"the graph has no node named {name!r}")
+        return node
+
+    def output_numbers(self, name: str) -> list[int]:
+        """Returns the DataType number of each output of a node."""
+        node = self.node(name)
+        function = self._functions.get(node.op)
+        op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
+        return op_defs.output_dtypes(op_def, node)
+
+    def output_shape(self, name: str, index: int) -> values.Shape | None:
+        """Returns the static shape of an output where the graph records it."""
+        attr = self.node(name).attr
+        if "_output_shapes" in attr and index < len(attr["_output_shapes"].list.shape):
+            return values.shape_from_proto(attr["_output_shapes"].list.shape[index])
+        if "shape" in attr and attr["shape"].HasField("shape"):
+            return values.shape_from_proto(attr["shape"].shape)
+        return None
+
+    def get_operation_by_name(self, name: str) -> Operation:
+        """Returns an operation by its name.
+
+        Raises:
+            GraphError: there is none of that name.
+        """
+        if ":" in name:
+            raise errors.GraphError(f"{name!r} is a tensor's name; an operation's has no ':'")
+        return Operation(self, self.node(name).name)
+
+    def get_tensor_by_name(self, name: str) -> Tensor:
+        """Returns a tensor by its name, ``node:0``.
+
+        Raises:
+            GraphError: the name has no ``:index``, or there is no such output.
+        """
+        parsed = naming.parse_tensor_name(name)
+        if ":" not in name or parsed.argument is not None:
+            raise errors.GraphError(f"{name!r} is not a tensor's name; these end in ':0', ':1', ...")
+        count = len(self.output_numbers(parsed.node))
+        if not 0 <= parsed.index < count:
+            raise errors.GraphError(f"{name!r}: the operation has {count} outputs")
+        return Tensor(self, parsed.node, parsed.index)
+
+    # --- variables and collections
+
+    @property
+    def variable_names(self) -> tuple[str, ...]:
+        """The names of the variables, in the order in which they were added."""
+        return tuple(self._variables)
+
+    def variable(self, name: str) -> Variable:
+        """Returns a variable by the name of its node.
+
+        Raises:
+            GraphError: there is none of that name.
+        """
+        found = self._variables.get(name)
+        if found is None:
+            raise errors.GraphError(f"the graph has no variable named {name!r}")
+        return found
+
+    def register_variable(self, variable: Variable) -> None:
+        """Makes a variable known whose nodes are in the graph."""
+        self._variables[variable.op_name] = variable
+
+    def add_to_collection(self, name: str, value: Any) -> None:
+        """Appends a value to a collection."""
+        self.collections.setdefault(name, []).append(value)
+
+    def get_collection(self, name: str) -> list[Any]:
+        """Returns a copy of a collection; empty where there is none of that name."""
+        return list(self.collections.get(name, ()))
+
+    def get_all_collection_keys(self) -> list[str]:
+        """Returns the names of the collections that hold something."""
+        return [name for name, items in self.collections.items() if items]
+
+    # --- protos
+
+    def as_graph_def(self) -> graph_pb2.GraphDef:
+        """Returns the graph as a GraphDef, a copy."""
+        graph_def = graph_pb2.GraphDef()
+        graph_def.node.extend(self._nodes.values())
+        graph_def.versions.CopyFrom(self.versions)
+        graph_def.library.function.extend(self._functions.values())
+        graph_def.library.gradient.extend(self.gradients)
+        return graph_def

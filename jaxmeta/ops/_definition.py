@@ -1,0 +1,320 @@
+"""The op tables, and the decorators that fill them.
+
+Three things stand together for each op, in this order: its lowering (JAX primitive to node), its
+kernel (node to public JAX) and its examples.
+
+* ``@lowering("dot_general")`` registers a function of a `LoweringContext`, the operands, and the
+  primitive's parameters as keyword-only arguments. There is no ``**params``: a parameter that a
+  new JAX adds raises at the first trace. A parameter that is ignored is ``del``-ed with a reason.
+* ``@kernel("MatMul")`` registers a function of arrays; its keyword-only arguments are the node's
+  attrs, checked against the OpDef when the module is imported. What TensorFlow cannot say comes
+  in arguments named ``_jax_*``, which always have a default.
+* ``@restores("random_bits")`` registers a kernel for nodes that carry ``_jax_primitive``: calls of
+  library functions, and plain ops whose op alone does not tell the primitive. Its keyword-only
+  arguments are the attrs without their ``_jax_`` prefix.
+* ``example(fn, *specs)`` adds a function to those that the generic tests trace, save, load, run,
+  differentiate and hand to TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from jaxmeta import op_defs
+from jaxmeta.graph import Edge
+
+JAX_ATTR_PREFIX: Final = "_jax_"
+PRIMITIVE_ATTR: Final = "_jax_primitive"
+
+# Arguments that the executor fills in itself; they are not attrs of the node.
+LIBRARY: Final = "library"  # looks up functions by name
+FUNCTION: Final = "function"  # the function that the node calls
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class LoweringContext(Protocol):
+    """What a lowering may do: add nodes to the body being built, and ask about its eqn."""
+
+    eqn: Any
+    """The eqn being lowered."""
+    jaxpr: Any
+    """The open jaxpr that holds it."""
+
+    @property
+    def out_avals(self) -> Sequence[Any]:
+        """The avals of the eqn's outputs; typed keys show as their uint32 data."""
+
+    @property
+    def key_rank(self) -> int:
+        """How many trailing axes of the first output hold the data of one typed key."""
+
+    def node(self, op: str, *inputs: Any, name: str | None = None, **attrs: Any) -> list[Edge]:
+        """Adds a node and returns its outputs. A list among the inputs fills a list argument."""
+
+    def constant(self, value: Any, dtype: Any = None) -> Edge:
+        """Returns the output of a Const; equal constants of one body share a node."""
+
+    def function(self, jaxpr: Any, name: str) -> str:
+        """Returns the name of the library function that holds a jaxpr, adding it at need."""
+
+    def rule_functions(
+        self, key: Any, names: Sequence[str], trace_rules: Callable[[], Sequence[Any]]
+    ) -> list[str]:
+        """Returns the functions of a custom derivative rule, one for each jaxpr it is traced to.
+
+        A rule that uses itself gets its own names, as plain strings: two functions that refer to
+        each other as attrs are more than TensorFlow's SavedModel loader takes.
+        """
+
+    def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
+        """Adds a call of a library function that stands for a primitive."""
+
+    def composite(
+        self, primitive: str, fn: Callable[..., Any], *inputs: Edge, **params: Any
+    ) -> list[Edge]:
+        """Calls a library function traced from ``fn``, which says the primitive in TF ops."""
+
+    def build_function(
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        fill: Callable[[LoweringContext, list[Edge]], Sequence[Edge]],
+    ) -> str:
+        """Returns the name of a library function whose nodes ``fill`` adds by hand."""
+
+    def unsupported(self, reason: str) -> Exception:
+        """Returns the exception to raise where this eqn has no node form."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """How a node runs.
+
+    Attributes:
+        run: the function of arrays.
+        attrs: keyword argument and default for each attr that ``run`` reads;
+            `inspect.Parameter.empty` where the node must have it.
+        static: which inputs must be known while tracing, by position; they arrive as numpy arrays.
+        is_stateful: whether ``run`` takes the session's state before its inputs.
+        is_host: whether it works on strings or files, which XLA has not, outside jit.
+        attr_prefix: what precedes the argument's name in the attr's name.
+        injected: the arguments that the executor fills in.
+    """
+
+    run: Callable[..., Any]
+    attrs: tuple[tuple[str, str, Any], ...] = ()
+    static: frozenset[int] = frozenset()
+    is_stateful: bool = False
+    is_host: bool = False
+    injected: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """A function and its arguments, from which the generic tests are made.
+
+    Attributes:
+        fn: a function of arrays that exercises one op or primitive.
+        specs: its arguments; `Spec` objects become fresh random arrays.
+        where: module and number, as the test's id.
+        not_in_tensorflow: why TensorFlow gives other values or refuses, or empty.
+        tolerance: largest relative error against TensorFlow; bit for bit where 0.
+        gradient: whether gradients are compared too, where an argument is real.
+    """
+
+    fn: Callable[..., Any]
+    specs: tuple[Any, ...]
+    where: str
+    not_in_tensorflow: str = ""
+    tolerance: float = 1e-5
+    gradient: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spec:
+    """A random array to be made: its shape, dtype and range."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    low: float = -2.0
+    high: float = 2.0
+
+    def array(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """Returns a fresh random array."""
+        dtype = np.dtype(self.dtype)
+        if dtype == np.bool_:
+            return rng.integers(0, 2, self.shape).astype(dtype)
+        if dtype.kind in "iu":
+            low = 0 if dtype.kind == "u" and self.low < 0 else int(self.low)
+            return rng.integers(low, int(self.high) + 4, self.shape).astype(dtype)
+        values = rng.uniform(self.low, self.high, self.shape)
+        if dtype.kind == "c":
+            values = values + 1j * rng.uniform(self.low, self.high, self.shape)
+        return np.asarray(values).astype(dtype)
+
+
+def f32(*shape: int, low: float = -2.0, high: float = 2.0) -> Spec:
+    """Returns the spec of a float32 array."""
+    return Spec(shape, np.float32, low, high)
+
+
+def i32(*shape: int, low: float = -4, high: float = 4) -> Spec:
+    """Returns the spec of an int32 array."""
+    return Spec(shape, np.int32, low, high)
+
+
+def u32(*shape: int, high: float = 1 << 20) -> Spec:
+    """Returns the spec of a uint32 array."""
+    return Spec(shape, np.uint32, 0, high)
+
+
+def bools(*shape: int) -> Spec:
+    """Returns the spec of a bool array."""
+    return Spec(shape, np.bool_)
+
+
+LOWERINGS: Final[dict[str, Callable[..., Any]]] = {}
+"""Primitive name to lowering."""
+KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to kernel."""
+PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
+"""Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
+EXAMPLES: Final[list[Example]] = []
+
+
+def lowering(*primitives: str) -> Callable[[_Function], _Function]:
+    """Registers a function as the lowering of primitives.
+
+    Raises:
+        TypeError: the primitive has a lowering already, or the function takes ``**params``.
+    """
+
+    def register(fn: _Function) -> _Function:
+        _refuse_variadic_keywords(fn)
+        for name in primitives:
+            if name in LOWERINGS:
+                raise TypeError(f"primitive {name!r} has a lowering already")
+            LOWERINGS[name] = fn
+        return fn
+
+    return register
+
+
+def kernel(
+    *ops: str, static: Sequence[str] = (), is_host: bool = False
+) -> Callable[[_Function], _Function]:
+    """Registers a function as the kernel of ops.
+
+    A first parameter named ``state`` makes it stateful. Attrs of the op that the function does
+    not name must be ones that an input restates, or that say nothing about values.
+
+    Args:
+        *ops: names in TensorFlow's registry.
+        static: names of the input arguments that must be known while tracing.
+        is_host: see `Kernel`.
+
+    Raises:
+        TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
+    """
+
+    def register(fn: _Function) -> _Function:
+        for op in ops:
+            if op in KERNELS:
+                raise TypeError(f"op {op!r} has a kernel already")
+            KERNELS[op] = _make_kernel(fn, op, static, is_host)
+        return fn
+
+    return register
+
+
+def restores(*primitives: str) -> Callable[[_Function], _Function]:
+    """Registers a function as the kernel of nodes that carry a primitive's name.
+
+    Raises:
+        TypeError: the primitive has one already.
+    """
+
+    def register(fn: _Function) -> _Function:
+        for name in primitives:
+            if name in PRIMITIVE_KERNELS:
+                raise TypeError(f"primitive {name!r} is restored already")
+            attrs, injected = _keyword_attrs(fn, JAX_ATTR_PREFIX)
+            PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, injected=injected)
+        return fn
+
+    return register
+
+
+def example(
+    fn: Callable[..., Any],
+    *specs: Any,
+    not_in_tensorflow: str = "",
+    tolerance: float = 1e-5,
+    gradient: bool = True,
+) -> None:
+    """Adds an example; see `Example`."""
+    module = fn.__globals__["__name__"].rsplit(".", 1)[-1] if inspect.isfunction(fn) else "jax"
+    where = f"{module}-{len(EXAMPLES)}-{getattr(fn, '__name__', 'fn')}"
+    EXAMPLES.append(Example(fn, specs, where, not_in_tensorflow, tolerance, gradient))
+
+
+def _refuse_variadic_keywords(fn: Callable[..., Any]) -> None:
+    for parameter in inspect.signature(fn).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(f"{fn.__qualname__} takes **{parameter.name}: name each parameter")
+
+
+def _keyword_attrs(
+    fn: Callable[..., Any], prefix: str
+) -> tuple[tuple[tuple[str, str, Any], ...], tuple[str, ...]]:
+    """Returns (argument, attr, default) of each attr a kernel reads, and what is injected."""
+    _refuse_variadic_keywords(fn)
+    keywords = [
+        parameter
+        for parameter in inspect.signature(fn).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION))
+    attrs = tuple((p.name, prefix + p.name, p.default) for p in keywords if p.name not in injected)
+    return attrs, injected
+
+
+def _make_kernel(
+    fn: Callable[..., Any], op: str, static: Sequence[str], is_host: bool
+) -> Kernel:
+    if not op_defs.has_op(op):
+        raise TypeError(f"{op!r} is not an op of TensorFlow's registry")
+    op_def = op_defs.get_op_def(op)
+    is_plain = getattr(fn, "__module__", "").startswith("jax.") or isinstance(fn, np.ufunc)
+    attrs, injected = ((), ()) if is_plain else _keyword_attrs(fn, "")
+    known = {attr.name for attr in op_def.attr}
+    for argument, name, default in attrs:
+        if name.startswith(JAX_ATTR_PREFIX):
+            if default is inspect.Parameter.empty:
+                raise TypeError(f"{fn.__qualname__}: {argument} needs a default")
+        elif name not in known:
+            raise TypeError(f"{fn.__qualname__}: op {op!r} has no attr {name!r}, only {known}")
+    inputs = [arg.name for arg in op_def.input_arg]
+    if unknown := set(static) - set(inputs):
+        raise TypeError(f"{fn.__qualname__}: op {op!r} has no inputs {unknown}, only {inputs}")
+    first = next(iter(inspect.signature(fn).parameters), "") if not is_plain else ""
+    return Kernel(
+        fn,
+        attrs,
+        frozenset(inputs.index(name) for name in static),
+        is_stateful=first == "state",
+        is_host=is_host,
+        injected=injected,
+    )
+
+
+def is_jax_array(value: Any) -> bool:
+    """Returns whether a value is traced or on a device, rather than known on the host."""
+    return isinstance(value, jax.Array)

@@ -1,0 +1,106 @@
+"""Calls of library functions: jit, remat, custom derivative rules, and TensorFlow's own calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxmeta import jaxprs
+from jaxmeta.graph import Edge
+from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
+
+# --- jit ---------------------------------------------------------------------------------------
+
+
+@lowering("jit", "pjit")
+def lower_jit(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    jaxpr: Any,
+    in_shardings: Any,
+    out_shardings: Any,
+    in_layouts: Any,
+    out_layouts: Any,
+    donated_invars: Any,
+    ctx_mesh: Any,
+    name: str,
+    keep_unused: bool,
+    inline: Any,
+    compiler_options_kvs: Any,
+) -> list[Edge]:
+    del donated_invars  # means nothing inside another program
+    del ctx_mesh, keep_unused
+    if not all(jaxprs.is_unspecified(s) for s in (*in_shardings, *out_shardings)):
+        raise ctx.unsupported("a jit with shardings inside the program")
+    if any(layout is not None for layout in (*in_layouts, *out_layouts)):
+        raise ctx.unsupported("a jit with layouts inside the program")
+    if compiler_options_kvs:
+        raise ctx.unsupported("a jit with compiler options inside the program")
+    function = ctx.function(jaxpr, name)
+    return ctx.call(
+        function, *inputs, primitive="jit", name=name, inline=True if inline is True else None
+    )
+
+
+@restores("jit")
+def restore_jit(*inputs: Any, function: Any, name: bytes, inline: bool = False) -> Any:
+    options = {"inline": True} if inline else {}
+    return function.jitted(name.decode(), **options)(*inputs)
+
+
+example(lambda x: jax.jit(lambda y: y * 2.0)(x) + jax.jit(lambda y: y + 1.0)(x), f32(3))
+
+
+@kernel("PartitionedCall", "StatefulPartitionedCall")
+def partitioned_call(*args: Any, f: Any) -> Any:
+    return f(*args)
+
+
+# --- remat -------------------------------------------------------------------------------------
+
+
+@lowering("remat2", "checkpoint", "remat")
+def lower_remat(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    jaxpr: Any,
+    prevent_cse: Any,
+    differentiated: bool,
+    policy: Any,
+) -> list[Edge]:
+    names = jaxprs.policy_to_names(policy)
+    if names is None:
+        if not differentiated:
+            raise ctx.unsupported(f"the checkpoint policy {policy} has no name to record")
+        names = ()
+    if not isinstance(prevent_cse, bool):
+        raise ctx.unsupported("a jax.checkpoint with prevent_cse for each argument")
+    return ctx.call(
+        ctx.function(jaxpr, "remat"),
+        *inputs,
+        primitive="remat",
+        prevent_cse=prevent_cse,
+        differentiated=bool(differentiated),
+        policy=names or None,
+    )
+
+
+@restores("remat")
+def restore_remat(
+    *inputs: Any,
+    function: Any,
+    prevent_cse: bool,
+    differentiated: bool,
+    policy: tuple[bytes, ...] = (),
+) -> Any:
+    return jaxprs.bind_remat(
+        function,
+        inputs,
+        prevent_cse=prevent_cse,
+        differentiated=differentiated,
+        policy=jaxprs.policy_from_names([name.decode() for name in policy]),
+    )
+
+
+example(lambda x: jax.checkpoint(lambda y: jax.numpy.sin(jax.numpy.sin(y)))(x), f32(3))

@@ -1,0 +1,204 @@
+"""Functions with derivative rules of their own: `jax.custom_jvp` and `jax.custom_vjp`.
+
+Each rule is saved as a library function, traced from the derivative of the one eqn, so that what
+was loaded is differentiated as the original was, to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmeta import jaxprs
+from jaxmeta.graph import Edge
+from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
+
+
+def _is_differentiable(value: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(value.dtype, np.inexact))
+
+
+def _no_tangent(value: Any) -> np.ndarray[Any, Any]:
+    return np.zeros(np.shape(value), jax.dtypes.float0)
+
+
+def _with_tangents(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns a tangent for each primal: the next given one, or none for an integer."""
+    given = iter(tangents)
+    return tuple(next(given) if _is_differentiable(x) else _no_tangent(x) for x in primals)
+
+
+def _differentiable(avals: Sequence[Any]) -> list[Any]:
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals if _is_differentiable(a)]
+
+
+# --- custom_jvp --------------------------------------------------------------------------------
+
+
+@lowering("custom_jvp_call")
+def lower_custom_jvp(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    call_jaxpr: Any,
+    jvp_jaxpr_fun: Any,
+    num_consts: int,
+    symbolic_zeros: bool,
+) -> list[Edge]:
+    del num_consts, symbolic_zeros  # the traced rule has all operands, and zeros as arrays
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+    count = len(avals)
+
+    def rule(*arrays: Any) -> list[Any]:
+        primals = arrays[:count]
+        outputs, tangents = jax.jvp(run, primals, _with_tangents(primals, arrays[count:]))
+        return [*outputs, *(t for t in tangents if t.dtype != jax.dtypes.float0)]
+
+    name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
+    (jvp,) = ctx.rule_functions(
+        jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun),
+        [f"{name}_jvp"],
+        lambda: [jaxprs.make_jaxpr(rule, [*avals, *_differentiable(avals)])],
+    )
+    return ctx.call(ctx.function(call_jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+
+
+@restores("custom_jvp_call")
+def restore_custom_jvp(*inputs: Any, function: Any, library: Any, jvp: Any) -> Any:
+    return _custom_jvp(function, jvp if callable(jvp) else library[jvp.decode()])(*inputs)
+
+
+def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
+    """Returns the custom_jvp function; made once for each pair, so that JAX's caches find it."""
+
+    def make() -> Callable[..., Any]:
+        @jax.custom_jvp
+        def call(*arrays: Any) -> list[Any]:
+            return list(function(*arrays))
+
+        @call.defjvp
+        def apply(primals: Any, tangents: Any) -> Any:
+            given = [
+                t for x, t in zip(primals, tangents, strict=True) if _is_differentiable(x)
+            ]
+            results = rule(*primals, *given)
+            outputs = results[: function.num_results]
+            return list(outputs), list(_with_tangents(outputs, results[len(outputs) :]))
+
+        return call
+
+    return function.derived(("jvp", rule.name), make)
+
+
+@jax.custom_jvp
+def _cubed(x: Any) -> Any:
+    return x**3
+
+
+_cubed.defjvps(lambda t, answer, x: t * 7.0 * x + 0 * answer)
+example(lambda x: _cubed(x), f32(3))
+example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
+
+# --- custom_vjp --------------------------------------------------------------------------------
+
+
+@lowering("custom_vjp_call", "custom_vjp_call_jaxpr")
+def lower_custom_vjp(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    call_jaxpr: Any,
+    fwd_jaxpr_thunk: Any,
+    num_consts: int,
+    bwd: Any,
+    out_trees: Any,
+    symbolic_zeros: bool,
+) -> list[Edge]:
+    del num_consts, out_trees, symbolic_zeros  # the traced rules have all operands, as arrays
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+    out_avals = [var.aval for var in ctx.eqn.outvars]
+
+    def trace_rules() -> list[Any]:
+        treedefs: list[Any] = []
+
+        def forward(*arrays: Any) -> list[Any]:
+            outputs, pullback = jax.vjp(run, *arrays)
+            residuals, treedef = jax.tree.flatten(pullback)
+            treedefs.append(treedef)
+            return [*outputs, *residuals]
+
+        def backward(*arrays: Any) -> list[Any]:
+            residuals, cotangents = arrays[:num_residuals], arrays[num_residuals:]
+            pullback = jax.tree.unflatten(treedefs[0], residuals)
+            gradients = pullback(list(_with_tangents(out_avals, cotangents)))
+            return [g for g in gradients if g.dtype != jax.dtypes.float0]
+
+        forward_jaxpr = jaxprs.make_jaxpr(forward, avals)
+        residual_avals = forward_jaxpr.out_avals[len(out_avals) :]
+        num_residuals = len(residual_avals)
+        cotangent_avals = _differentiable(out_avals)
+        return [forward_jaxpr, jaxprs.make_jaxpr(backward, [*residual_avals, *cotangent_avals])]
+
+    name = jaxprs.custom_name(call_jaxpr, "custom_vjp")
+    fwd_name, bwd_name = ctx.rule_functions(
+        jaxprs.rule_identity(ctx.eqn, fwd_jaxpr_thunk), [f"{name}_fwd", f"{name}_bwd"], trace_rules
+    )
+    return ctx.call(
+        ctx.function(call_jaxpr, name),
+        *inputs,
+        primitive="custom_vjp_call",
+        fwd=fwd_name,
+        bwd=bwd_name,
+    )
+
+
+@restores("custom_vjp_call")
+def restore_custom_vjp(*inputs: Any, function: Any, library: Any, fwd: Any, bwd: Any) -> Any:
+    rules = [rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)]
+    return _custom_vjp(function, *rules)(*inputs)
+
+
+def _custom_vjp(function: Any, forward: Any, backward: Any) -> Callable[..., Any]:
+    """Returns the custom_vjp function; see `_custom_jvp`."""
+
+    def make() -> Callable[..., Any]:
+        @jax.custom_vjp
+        def call(*arrays: Any) -> list[Any]:
+            return list(function(*arrays))
+
+        def fwd(*arrays: Any) -> Any:
+            results = forward(*arrays)
+            outputs, residuals = results[: function.num_results], results[function.num_results :]
+            # Which arguments are real is part of the shapes, and so may ride in the tree.
+            wanted = tuple(None if _is_differentiable(x) else () for x in arrays)
+            return list(outputs), (residuals, wanted)
+
+        def bwd(saved: Any, cotangents: Any) -> Any:
+            residuals, wanted = saved
+            given = [c for c in cotangents if c.dtype != jax.dtypes.float0]
+            gradients = iter(backward(*residuals, *given))
+            return tuple(next(gradients) if flag is None else None for flag in wanted)
+
+        call.defvjp(fwd, bwd)
+        return call
+
+    return function.derived(("vjp", forward.name, backward.name), make)
+
+
+@jax.custom_vjp
+def _clip_gradient(x: Any) -> Any:
+    return x * 2.0
+
+
+def _clip_gradient_fwd(x: Any) -> Any:
+    return x * 2.0, (x,)
+
+
+def _clip_gradient_bwd(residuals: Any, g: Any) -> Any:
+    (x,) = residuals
+    return (jax.numpy.clip(g, -0.1, 0.1) * x,)
+
+
+_clip_gradient.defvjp(_clip_gradient_fwd, _clip_gradient_bwd)
+example(lambda x: _clip_gradient(x), f32(3))

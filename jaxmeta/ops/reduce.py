@@ -1,0 +1,170 @@
+"""Reductions, arg-reductions and cumulative ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes
+from jaxmeta.graph import Edge
+from jaxmeta.ops._definition import (
+    LoweringContext,
+    bools,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    restores,
+)
+
+
+def _axes(values: Any, rank: int) -> tuple[int, ...]:
+    return tuple(int(axis) % rank for axis in np.ravel(values))
+
+
+def _reduction(op: str, primitive: str, fn: Callable[..., Any], *specs: Any) -> None:
+    """Registers a reduction over axes."""
+
+    def lower(ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None) -> list[Edge]:
+        if out_sharding is not None:
+            raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
+        return ctx.node(op, x, ctx.constant([int(axis) for axis in axes], np.int32))
+
+    def run(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any:  # noqa: A002
+        axes = _axes(reduction_indices, input.ndim) if input.ndim else ()
+        result = fn(input, axes)
+        return lax.expand_dims(result, axes) if keep_dims else result
+
+    lowering(primitive)(lower)
+    kernel(op, static=("reduction_indices",))(run)
+    for spec in specs:
+        example(_reducing(primitive, fn, (0,)), spec)
+        example(_reducing(primitive, fn, (0, 1)), spec)
+
+
+def _reducing(name: str, fn: Callable[..., Any], axes: tuple[int, ...]) -> Callable[..., Any]:
+    def run(x: Any) -> Any:
+        return fn(x, axes)
+
+    run.__name__ = name
+    return run
+
+
+_reduction("Sum", "reduce_sum", lax.reduce_sum, f32(3, 4), i32(3, 4))
+_reduction("Prod", "reduce_prod", lax.reduce_prod, f32(3, 4))
+_reduction("Max", "reduce_max", lax.reduce_max, f32(3, 4), i32(3, 4))
+_reduction("Min", "reduce_min", lax.reduce_min, f32(3, 4))
+_reduction("All", "reduce_and", lax.reduce_and, bools(3, 4))
+_reduction("Any", "reduce_or", lax.reduce_or, bools(3, 4))
+
+# --- arg-reductions ----------------------------------------------------------------------------
+
+
+def _arg_reduction(op: str, primitive: str, fn: Callable[..., Any]) -> None:
+    def lower(ctx: LoweringContext, x: Edge, *, axes: Any, index_dtype: Any) -> list[Edge]:
+        (axis,) = axes
+        return ctx.node(op, x, ctx.constant(axis, np.int32), output_type=index_dtype)
+
+    def run(input: Any, dimension: Any, *, output_type: int) -> Any:  # noqa: A002
+        return fn(input, int(dimension) % input.ndim, dtypes.dtype_from_number(output_type))
+
+    lowering(primitive)(lower)
+    kernel(op, static=("dimension",))(run)
+    example(_reducing(primitive, lambda x, axes: fn(x, axes[0], np.int32), (1,)), f32(3, 4))
+
+
+_arg_reduction("ArgMax", "argmax", lax.argmax)
+_arg_reduction("ArgMin", "argmin", lax.argmin)
+
+# --- cumulative ops ----------------------------------------------------------------------------
+
+
+def _cumulative(op: str, primitive: str, fn: Callable[..., Any]) -> None:
+    def lower(ctx: LoweringContext, x: Edge, *, axis: int, reverse: bool) -> list[Edge]:
+        return ctx.node(op, x, ctx.constant(axis, np.int32), reverse=bool(reverse))
+
+    def run(x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
+        place = int(axis) % x.ndim
+        if exclusive:
+            x = _shift(x, place, reverse=reverse, fill=1 if op == "Cumprod" else 0)
+        return fn(x, place, reverse)
+
+    lowering(primitive)(lower)
+    kernel(op, static=("axis",))(run)
+    for reverse in (False, True):
+        example(_cumulating(primitive, fn, reverse), f32(3, 4))
+
+
+def _cumulating(name: str, fn: Callable[..., Any], reverse: bool) -> Callable[..., Any]:
+    def run(x: Any) -> Any:
+        return fn(x, 1, reverse)
+
+    run.__name__ = name
+    return run
+
+
+def _shift(x: Any, axis: int, *, reverse: bool, fill: int) -> Any:
+    """Returns x moved by one along an axis: an exclusive sum is an inclusive one of that."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (-1, 1, 0) if reverse else (1, -1, 0)
+    return lax.pad(x, np.asarray(fill, x.dtype), config)
+
+
+_cumulative("Cumsum", "cumsum", lax.cumsum)
+_cumulative("Cumprod", "cumprod", lax.cumprod)
+
+
+@lowering("cumlogsumexp")
+def lower_cumlogsumexp(ctx: LoweringContext, x: Edge, *, axis: int, reverse: bool) -> list[Edge]:
+    return ctx.node("CumulativeLogsumexp", x, ctx.constant(axis, np.int32), reverse=bool(reverse))
+
+
+@kernel("CumulativeLogsumexp", static=("axis",))
+def cumlogsumexp(x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
+    place = int(axis) % x.ndim
+    if exclusive:
+        config = [(0, 0, 0)] * x.ndim
+        config[place] = (-1, 1, 0) if reverse else (1, -1, 0)
+        x = lax.pad(x, np.asarray(-np.inf, x.dtype), config)
+    return lax.cumlogsumexp(x, place, reverse)
+
+
+example(lambda x: lax.cumlogsumexp(x, 1), f32(3, 4), tolerance=1e-4)
+
+# --- top_k -------------------------------------------------------------------------------------
+
+
+@lowering("top_k")
+def lower_top_k(
+    ctx: LoweringContext, x: Edge, *, k: int, axis: int, is_stable: bool = True
+) -> list[Edge]:
+    if not is_stable:
+        raise ctx.unsupported("an unstable top_k cannot be expressed")
+    assert x.shape is not None
+    if axis != len(x.shape) - 1:
+        return ctx.composite("top_k", lambda a: _top_k_along(a, k, axis), x, k=k, axis=axis)
+    return ctx.node("TopKV2", x, ctx.constant(k, np.int32))
+
+
+def _top_k_along(x: Any, k: int, axis: int) -> Any:
+    values, indices = lax.top_k(jnp.moveaxis(x, axis, -1), k)
+    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
+
+
+@kernel("TopKV2", static=("k",))
+def top_k(input: Any, k: Any, *, index_type: int) -> Any:  # noqa: A002
+    values, indices = lax.top_k(input, int(k))
+    return values, lax.convert_element_type(indices, dtypes.dtype_from_number(index_type))
+
+
+@restores("top_k")
+def restore_top_k(x: Any, *, k: int, axis: int) -> Any:
+    return lax.top_k(x, k, axis=axis)
+
+
+example(lambda x: lax.top_k(x, 2), f32(3, 4))

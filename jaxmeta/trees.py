@@ -1,0 +1,355 @@
+"""Pytrees as data: what is recorded of a tree, and how it is built again without its classes.
+
+A tree is recorded in TensorFlow's StructuredValue. Dicts, lists, tuples and None come back as
+themselves. A NamedTuple comes back as a NamedTuple of the same name and fields, a registered class
+whose children have attribute names as a small dataclass with these, another mapping as a dict.
+So every leaf keeps its path, which is part of the program that JAX compiles. Nothing is imported
+by a name from the file; to get the original classes, pass a tree that has them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import keyword
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from jaxmeta import dtypes, errors, values
+from jaxmeta._proto import struct_pb2
+
+Key = str | int
+
+_MAX_NODES: Final = 10_000_000
+_EXTENSION: Final = struct_pb2.TypeSpecProto.EXTENSION_TYPE_SPEC
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array of a tree: the tensor or variable that holds it, and what it looks like."""
+
+    name: str
+    shape: values.Shape
+    number: int
+    """TensorFlow's DataType number; typed keys count as their uint32 data."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Branch:
+    """An inner node: what it was, and its children under their keys, in JAX's order.
+
+    Attributes:
+        kind: ``none``, ``dict``, ``ordered``, ``list``, ``tuple``, ``namedtuple``, ``object``
+            (attribute names), ``mapping`` (another class with keys) or ``opaque`` (numbers only).
+        class_name: the qualified name of the original class; only ever shown, never imported.
+        keys: one a child.
+        children: the subtrees.
+    """
+
+    kind: str
+    class_name: str
+    keys: tuple[Key, ...]
+    children: tuple[Tree, ...]
+
+
+Tree = Leaf | Branch
+
+
+def describe(tree: Any, make_leaf: Callable[[tuple[Any, ...], Any], Leaf]) -> Tree:
+    """Returns the record of a pytree.
+
+    Args:
+        tree: any pytree of registered types.
+        make_leaf: gives the record of a leaf, from its path (of ``jax.tree_util`` keys) and value.
+    """
+    return _describe(tree, (), make_leaf)
+
+
+def _describe(
+    tree: Any, path: tuple[Any, ...], make_leaf: Callable[[tuple[Any, ...], Any], Leaf]
+) -> Tree:
+    children, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    if jax.tree_util.treedef_is_leaf(treedef) and len(children) == 1 and not children[0][0]:
+        return make_leaf(path, tree)
+    keys = [child_path[-1] for child_path, _ in children]
+    subtrees = tuple(
+        _describe(child, (*path, key), make_leaf) for key, (_, child) in _zip(keys, children)
+    )
+    names = tuple(_plain_key(key) for key in keys)
+    return Branch(_kind(tree, keys, names), _class_name(type(tree)), names, subtrees)
+
+
+def _zip(keys: list[Any], children: list[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(keys, children, strict=True)
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain_key(key: Any) -> Key:
+    """Returns what a jax.tree_util key holds, as a string or an int."""
+    for field in ("name", "key", "idx"):
+        value = getattr(key, field, None)
+        if value is not None:
+            return value if type(value) is int else str(value)
+    return str(key)
+
+
+def _kind(tree: Any, keys: list[Any], names: tuple[Key, ...]) -> str:
+    cls = type(tree)
+    if tree is None:
+        return "none"
+    exact = {dict: "dict", list: "list", tuple: "tuple", collections.OrderedDict: "ordered"}
+    if cls in exact:
+        return exact[cls]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return "namedtuple"
+    key_types = {type(key) for key in keys}
+    if key_types == {jax.tree_util.GetAttrKey} and _are_field_names(names):
+        return "object"
+    if key_types == {jax.tree_util.DictKey}:
+        return "mapping"
+    if key_types == {jax.tree_util.SequenceKey}:
+        return "list"
+    return "opaque"
+
+
+def _are_field_names(names: Sequence[Key]) -> bool:
+    return all(isinstance(n, str) and n.isidentifier() and not keyword.iskeyword(n) for n in names)
+
+
+# --- building --------------------------------------------------------------------------------
+
+
+def leaves(tree: Tree) -> Iterator[Leaf]:
+    """Yields the leaves of a recorded tree in JAX's order."""
+    if isinstance(tree, Leaf):
+        yield tree
+        return
+    for child in tree.children:
+        yield from leaves(child)
+
+
+def structure(tree: Tree) -> jax.tree_util.PyTreeDef:
+    """Returns the treedef of the tree that `build` makes."""
+    return jax.tree_util.tree_structure(build(tree, iter(leaves(tree))))
+
+
+def build(tree: Tree, items: Iterator[Any]) -> Any:
+    """Returns the pytree that a record describes, with its leaves taken from an iterator."""
+    if isinstance(tree, Leaf):
+        return next(items)
+    if tree.kind == "none":
+        return None
+    children = [build(child, items) for child in tree.children]
+    return _BUILDERS[tree.kind](tree, children)
+
+
+def _build_mapping(branch: Branch, children: list[Any]) -> Any:
+    pairs = list(zip(branch.keys, children, strict=True))
+    try:
+        is_sorted = list(branch.keys) == sorted(branch.keys)  # type: ignore[type-var]
+    except TypeError:
+        is_sorted = False
+    return dict(pairs) if is_sorted else collections.OrderedDict(pairs)
+
+
+def _build_namedtuple(branch: Branch, children: list[Any]) -> Any:
+    return _namedtuple_class(_short_name(branch), branch.keys)(*children)
+
+
+def _build_object(branch: Branch, children: list[Any]) -> Any:
+    return _object_class(_short_name(branch), branch.keys)(*children)
+
+
+def _build_opaque(branch: Branch, children: list[Any]) -> Any:
+    return Opaque(branch.class_name, children)
+
+
+_BUILDERS: Final[dict[str, Callable[[Branch, list[Any]], Any]]] = {
+    "dict": _build_mapping,
+    "mapping": _build_mapping,
+    "ordered": lambda branch, children: collections.OrderedDict(
+        zip(branch.keys, children, strict=True)
+    ),
+    "list": lambda branch, children: children,
+    "tuple": lambda branch, children: tuple(children),
+    "namedtuple": _build_namedtuple,
+    "object": _build_object,
+    "opaque": _build_opaque,
+}
+
+
+def _short_name(branch: Branch) -> str:
+    name = branch.class_name.rsplit(".", 1)[-1]
+    return name if _are_field_names([name]) else "Record"
+
+
+@functools.cache
+def _namedtuple_class(name: str, fields: tuple[Key, ...]) -> type:
+    return collections.namedtuple(name, [str(field) for field in fields])  # type: ignore[misc]
+
+
+@functools.cache
+def _object_class(name: str, fields: tuple[Key, ...]) -> type:
+    names = [str(field) for field in fields]
+    cls = dataclasses.make_dataclass(name, names, eq=False)
+    jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+    return cls
+
+
+class Opaque:
+    """Stands for an object of a registered class whose children have neither names nor keys."""
+
+    def __init__(self, class_name: str, children: Sequence[Any]) -> None:
+        self.class_name = class_name
+        self.children = list(children)
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.class_name!r}, {self.children!r})"
+
+
+jax.tree_util.register_pytree_node(
+    Opaque, lambda x: (x.children, x.class_name), lambda name, children: Opaque(name, children)
+)
+
+
+# --- protos ----------------------------------------------------------------------------------
+
+
+def tree_to_proto(tree: Tree) -> struct_pb2.StructuredValue:
+    """Returns the StructuredValue of a recorded tree."""
+    proto = struct_pb2.StructuredValue()
+    _write(proto, tree)
+    return proto
+
+
+def _write(proto: struct_pb2.StructuredValue, tree: Tree) -> None:
+    if isinstance(tree, Leaf):
+        spec = proto.tensor_spec_value
+        spec.name = tree.name
+        spec.dtype = tree.number  # type: ignore[assignment]
+        spec.shape.SetInParent()
+        values.write_shape(spec.shape, tree.shape)
+    elif tree.kind == "none":
+        proto.none_value.SetInParent()
+    elif tree.kind == "namedtuple":
+        proto.named_tuple_value.name = tree.class_name
+        for key, child in zip(tree.keys, tree.children, strict=True):
+            pair = proto.named_tuple_value.values.add(key=str(key))
+            _write(pair.value, child)
+    elif tree.kind in ("list", "tuple") and tree.class_name.startswith("builtins."):
+        items = proto.list_value if tree.kind == "list" else proto.tuple_value
+        items.SetInParent()
+        for child in tree.children:
+            _write(items.values.add(), child)
+    elif tree.kind == "dict" and all(isinstance(key, str) for key in tree.keys):
+        proto.dict_value.SetInParent()
+        for key, child in zip(tree.keys, tree.children, strict=True):
+            _write(proto.dict_value.fields[str(key)], child)
+    else:
+        _write_extension(proto.type_spec_value, tree)
+
+
+def _write_extension(proto: struct_pb2.TypeSpecProto, branch: Branch) -> None:
+    """Writes a class of its own as (kind, [(key, child), ...])."""
+    proto.type_spec_class = _EXTENSION
+    proto.type_spec_class_name = branch.class_name
+    state = proto.type_state.tuple_value
+    state.values.add().string_value = branch.kind
+    pairs = state.values.add().list_value
+    pairs.SetInParent()
+    for key, child in zip(branch.keys, branch.children, strict=True):
+        pair = pairs.values.add().tuple_value
+        if isinstance(key, int):
+            pair.values.add().int64_value = key
+        else:
+            pair.values.add().string_value = key
+        _write(pair.values.add(), child)
+
+
+def tree_from_proto(proto: struct_pb2.StructuredValue) -> Tree:
+    """Returns the recorded tree in a StructuredValue.
+
+    Raises:
+        FormatError: it holds something that is not part of a tree of arrays.
+    """
+    kind = proto.WhichOneof("kind")
+    if kind == "tensor_spec_value":
+        spec = proto.tensor_spec_value
+        shape = values.shape_from_proto(spec.shape)
+        if shape is None:
+            raise errors.FormatError(f"the tree's leaf {spec.name!r} has no rank")
+        return Leaf(spec.name, shape, spec.dtype)
+    if kind is None or kind == "none_value":
+        return Branch("none", "builtins.NoneType", (), ())
+    if kind in ("list_value", "tuple_value"):
+        items = getattr(proto, kind).values
+        children = tuple(tree_from_proto(item) for item in items)
+        name = kind.removesuffix("_value")
+        return Branch(name, f"builtins.{name}", tuple(range(len(children))), children)
+    if kind == "dict_value":
+        fields = sorted(proto.dict_value.fields.items())
+        keys = tuple(key for key, _ in fields)
+        return Branch(
+            "dict", "builtins.dict", keys, tuple(tree_from_proto(item) for _, item in fields)
+        )
+    if kind == "named_tuple_value":
+        return _read_namedtuple(proto.named_tuple_value)
+    if kind == "type_spec_value":
+        return _read_extension(proto.type_spec_value)
+    raise errors.FormatError(f"a tree of arrays cannot hold a {kind}")
+
+
+def _read_namedtuple(proto: struct_pb2.NamedTupleValue) -> Branch:
+    keys = tuple(pair.key for pair in proto.values)
+    if not _are_field_names(keys) or len(set(keys)) != len(keys):
+        raise errors.FormatError(f"{list(keys)} are not the fields of a NamedTuple")
+    children = tuple(tree_from_proto(pair.value) for pair in proto.values)
+    kind = "object" if any(key.startswith("_") for key in keys) else "namedtuple"
+    return Branch(kind, proto.name, keys, children)
+
+
+def _read_extension(proto: struct_pb2.TypeSpecProto) -> Branch:
+    state = proto.type_state.tuple_value.values
+    if len(state) != 2 or state[0].string_value not in _BUILDERS:
+        raise errors.FormatError(f"the tree's node {proto.type_spec_class_name!r} is malformed")
+    kind = state[0].string_value
+    keys: list[Key] = []
+    children: list[Tree] = []
+    for pair in state[1].list_value.values:
+        key, child = _read_pair(pair)
+        keys.append(key)
+        children.append(child)
+    if kind == "object" and (not _are_field_names(keys) or len(set(keys)) != len(keys)):
+        raise errors.FormatError(f"{keys} are not the attributes of {proto.type_spec_class_name}")
+    return Branch(kind, proto.type_spec_class_name, tuple(keys), tuple(children))
+
+
+def _read_pair(proto: struct_pb2.StructuredValue) -> tuple[Key, Tree]:
+    parts = proto.tuple_value.values
+    if len(parts) != 2:
+        raise errors.FormatError("a pair in a tree does not have two parts")
+    is_int = parts[0].WhichOneof("kind") == "int64_value"
+    key: Key = parts[0].int64_value if is_int else parts[0].string_value
+    return key, tree_from_proto(parts[1])
+
+
+# --- paths -----------------------------------------------------------------------------------
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Returns the '/'-separated name of a path of jax.tree_util keys: ``params/Dense_0/kernel``."""
+    return "/".join(str(_plain_key(key)) for key in path)
+
+
+def leaf_number(value: Any) -> int:
+    """Returns the DataType number of an array, scalar or ShapeDtypeStruct."""
+    return dtypes.dtype_to_number(
+        value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    )
