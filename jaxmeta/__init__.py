@@ -1,0 +1,41 @@
+"""jaxmeta: whole JAX training programs in files, as TensorFlow MetaGraphs.
+
+>>> import jax.numpy as jnp
+>>> import jaxmeta as jm
+>>> graph = jm.Graph()
+>>> state = {"w": jnp.zeros(3)}
+>>> _ = graph.add_signature("step", lambda s, x: {"w": s["w"] + x}, graph.variables(state), 1.0,
+...                         updates=0)
+>>> [op for op in graph.functions["step"].node_def[0].op.split()]
+['AddV2']
+"""
+
+from jaxmeta.building import Graph as Graph
+from jaxmeta.building import add_to_collection as add_to_collection
+from jaxmeta.building import get_collection as get_collection
+from jaxmeta.building import get_default_graph as get_default_graph
+from jaxmeta.building import name_scope as name_scope
+from jaxmeta.building import reset_default_graph as reset_default_graph
+from jaxmeta.checkpoint.state import get_checkpoint_state as get_checkpoint_state
+from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
+from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
+from jaxmeta.errors import AttrError as AttrError
+from jaxmeta.errors import CheckpointError as CheckpointError
+from jaxmeta.errors import FeedError as FeedError
+from jaxmeta.errors import FormatError as FormatError
+from jaxmeta.errors import GraphError as GraphError
+from jaxmeta.errors import JaxmetaError as JaxmetaError
+from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
+from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxmeta.graph import Operation as Operation
+from jaxmeta.graph import Tensor as Tensor
+from jaxmeta.graph import Variable as Variable
+from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
+from jaxmeta.meta_graph import read_meta_graph_file as read_meta_graph_file
+from jaxmeta.program import Program as Program
+from jaxmeta.saver import Saver as Saver
+from jaxmeta.saver import import_meta_graph as import_meta_graph
+from jaxmeta.saver import load as load
+from jaxmeta.session import Session as Session
+
+__version__ = "0.1.0"

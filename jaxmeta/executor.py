@@ -313,11 +313,14 @@ class _Planner:
             else:
                 keywords[argument] = self._attr_default(node, name)
         for name in kernel.injected:
-            keywords[name] = (
-                self._library if name == _definition.LIBRARY else self._called_function(node)
-            )
+            keywords[name] = self._injected(node, name)
         run = kernel.run
         return lambda *inputs: run(*inputs, **keywords)
+
+    def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
+        if name == _definition.LIBRARY:
+            return self._library
+        return node.name if name == _definition.NODE_NAME else self._called_function(node)
 
     def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
         default = None

@@ -211,6 +211,8 @@ class Signature:
         donated: for each leaf of the arguments, whether its buffer may be reused.
         updates: which result is assigned back to which argument, by position.
         train_op: the operation that runs it and assigns, or empty.
+        result_key_impls: for each leaf of the results, the PRNG implementation where it is a typed
+            key, else empty; no entries where none is.
     """
 
     name: str
@@ -220,6 +222,7 @@ class Signature:
     donated: tuple[bool, ...]
     updates: tuple[tuple[int, int], ...] = ()
     train_op: str = ""
+    result_key_impls: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -346,7 +349,8 @@ class GraphBuilder(NodeContainer):
         self.versions = graph_pb2.VersionDef(producer=PRODUCER_VERSION)
         self.collections: dict[str, list[Any]] = {}
         self.signatures: dict[str, Signature] = {}
-        self.state_tree: trees.Tree | None = None
+        self.state_trees: dict[str, trees.Tree] = {}
+        """The record of each pytree that became variables, by the scope of their names."""
         self.constants: dict[str, Any] = {}
         """Arrays that traced functions closed over, by the name of the variable that holds them."""
 

@@ -353,3 +353,63 @@ def leaf_number(value: Any) -> int:
     return dtypes.dtype_to_number(
         value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     )
+
+
+# --- plain values ------------------------------------------------------------------------------
+
+_SCALAR_FIELDS: Final[tuple[tuple[type, str], ...]] = (
+    (bool, "bool_value"),
+    (int, "int64_value"),
+    (float, "float64_value"),
+    (str, "string_value"),
+)
+
+
+def structure_to_proto(value: Any) -> struct_pb2.StructuredValue:
+    """Returns the StructuredValue of nested dicts, lists, tuples, numbers, strings and None.
+
+    Raises:
+        AttrError: a dict has a key that is not a string, or a value is none of these.
+    """
+    proto = struct_pb2.StructuredValue()
+    if value is None:
+        proto.none_value.SetInParent()
+        return proto
+    for kind, field in _SCALAR_FIELDS:
+        if isinstance(value, kind):
+            setattr(proto, field, value)
+            return proto
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        proto.dict_value.SetInParent()
+        for key, item in value.items():
+            proto.dict_value.fields[key].CopyFrom(structure_to_proto(item))
+        return proto
+    if isinstance(value, (list, tuple)):
+        items = proto.list_value if isinstance(value, list) else proto.tuple_value
+        items.SetInParent()
+        items.values.extend(structure_to_proto(item) for item in value)
+        return proto
+    raise errors.AttrError(
+        f"{value!r} ({type(value).__name__}) cannot be written; use dicts with string keys, lists, "
+        "tuples, numbers, strings and None"
+    )
+
+
+def structure_from_proto(proto: struct_pb2.StructuredValue) -> Any:
+    """Returns what `structure_to_proto` took.
+
+    Raises:
+        FormatError: it holds something else.
+    """
+    kind = proto.WhichOneof("kind")
+    if kind in ("bool_value", "int64_value", "float64_value", "string_value"):
+        return getattr(proto, kind)
+    if kind == "dict_value":
+        return {key: structure_from_proto(item) for key, item in proto.dict_value.fields.items()}
+    if kind == "list_value":
+        return [structure_from_proto(item) for item in proto.list_value.values]
+    if kind == "tuple_value":
+        return tuple(structure_from_proto(item) for item in proto.tuple_value.values)
+    if kind in (None, "none_value"):
+        return None
+    raise errors.FormatError(f"a plain structure cannot hold a {kind}")

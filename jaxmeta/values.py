@@ -115,6 +115,14 @@ def write_tensor(proto: graph_pb2.TensorProto, array: Any) -> None:
         proto.tensor_content = _little_endian(array).tobytes()
 
 
+def splat_to_proto(value: Any, shape: Sequence[int]) -> graph_pb2.TensorProto:
+    """Returns the TensorProto of an array that holds one scalar throughout, without making it."""
+    proto = tensor_to_proto(np.asarray(value).reshape(()))
+    proto.tensor_shape.Clear()
+    write_shape(proto.tensor_shape, shape)
+    return proto
+
+
 def _write_single(proto: graph_pb2.TensorProto, field: str, value: Any) -> None:
     if field in ("scomplex_val", "dcomplex_val"):
         getattr(proto, field).extend((float(value.real), float(value.imag)))
@@ -229,6 +237,8 @@ def attr_to_proto(value: Any, kind: str | None = None) -> graph_pb2.AttrValue:
 def write_attr(proto: graph_pb2.AttrValue, value: Any, kind: str | None = None) -> None:
     """Writes a Python value into an AttrValue that is empty; see `attr_to_proto`."""
     kind = kind or _guess_kind(value)
+    if kind == "tensor" and isinstance(value, graph_pb2.TensorProto):
+        kind = "tensor_proto"
     if kind.startswith("list("):
         write_item = _LIST_WRITERS[kind[5:-1]]
         proto.list.SetInParent()

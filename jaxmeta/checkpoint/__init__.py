@@ -1,9 +1,9 @@
 """Checkpoints: the arrays behind a graph's variables, and which checkpoints there are.
 
 ``orbax`` holds named arrays in a directory that any Orbax user restores; ``state`` keeps the file
-``checkpoint``, which says what is the latest; ``retention`` says what to delete. A kill at any moment
-leaves the former checkpoint whole and the file pointing at it, provided that things are done in this
-order: the arrays, then the state file (``on_commit``), then the deletion of what fell out.
+``checkpoint``, which says what is the latest; ``retention`` says what to delete. A kill at any
+moment leaves the former checkpoint whole and the file pointing at it, provided that things are done
+in this order: the arrays, then the state file (``on_commit``), then the deletion of what fell out.
 
 Only arrays and names are known here, no graphs.
 """

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -47,6 +48,9 @@ class CheckpointWriter:
     next ``save``, ``wait_until_finished`` or ``close``. A normal exit of the interpreter waits for
     the save; a kill at any moment leaves the former directory of that name whole.
 
+    In a program of several processes all of them call it alike, on a file system that they share,
+    and close it before they exit.
+
     Args:
         blocking: save in the foreground.
 
@@ -62,6 +66,7 @@ class CheckpointWriter:
     def __init__(self, *, blocking: bool = False) -> None:
         self._blocking = blocking
         self._closed = False
+        self._joins_at_exit = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -99,7 +104,7 @@ class CheckpointWriter:
             job = functools.partial(_commit, new, host_arrays, on_commit)
         else:
             job = _start_shared_save(directory, arrays, on_commit)
-            _run_before_executors_stop(self._join)
+            self._join_at_exit()
         self._start(directory, job)
 
     def wait_until_finished(self) -> None:
@@ -156,6 +161,16 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _join_at_exit(self) -> None:
+        """Has Orbax's save end before the thread pools stop that it needs, at exit.
+
+        Non-daemon threads are joined after them, and functions of ``atexit`` called after that.
+        """
+        register = getattr(threading, "_register_atexit", None)
+        if register is not None and not self._joins_at_exit:
+            self._joins_at_exit = True
+            register(self._join)  # called before those registered earlier
 
 
 # --- saving ------------------------------------------------------------------------------------
@@ -349,6 +364,8 @@ def _start_shared_save(
     directory: str, arrays: Mapping[str, Any], on_commit: OnCommit | None
 ) -> Callable[[], None]:
     """Begins to save arrays that span processes with Orbax; returns what completes it."""
+    import concurrent.futures.thread  # noqa: F401  registers what it does at exit before us
+
     import orbax.checkpoint as ocp
 
     tree: dict[str, Any] = {}
@@ -364,16 +381,9 @@ def _start_shared_save(
         checkpointer.close()
         if jax.process_index() == 0:
             atomic.put_in_place(path, directory)
+            shutil.rmtree(path, ignore_errors=True)
             if on_commit is not None:
                 on_commit()
         ocp.multihost.sync_global_processes("jaxmeta:committed")
 
     return complete
-
-
-def _run_before_executors_stop(callback: Callable[[], None]) -> None:
-    """Has a function called at exit while Orbax can still use its thread pools."""
-    # `atexit` comes after the pools of `concurrent.futures` have stopped, which use this too.
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
-        register(callback)

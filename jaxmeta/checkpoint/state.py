@@ -103,13 +103,17 @@ def update_checkpoint_state(
     """
     latest = os.fspath(model_checkpoint_path)
     paths = [os.fspath(path) for path in all_model_checkpoint_paths or ()]
+    base = save_dir
     if save_relative_paths:
         latest, *paths = (
-            os.path.relpath(path, save_dir) if os.path.isabs(path) else path
+            os.path.relpath(path, save_dir)
+            if os.path.isabs(path) or not os.path.isabs(save_dir)
+            else path
             for path in (latest, *paths)
         )
+        base = os.path.abspath(save_dir)  # they are relative already
     state = generate_checkpoint_state_proto(
-        save_dir, latest, paths, all_model_checkpoint_timestamps, last_preserved_timestamp
+        base, latest, paths, all_model_checkpoint_timestamps, last_preserved_timestamp
     )
     path = _state_path(save_dir, latest_filename)
     if _is_same(path, os.path.join(save_dir, state.model_checkpoint_path)):
@@ -137,7 +141,7 @@ def get_checkpoint_state(
     state = CheckpointState()
     try:
         with open(path, "rb") as file:
-            text_format.Parse(file.read().decode(), state)
+            text_format.Merge(file.read().decode(), state)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         _logger.warning("%s: %s", type(error).__name__, error)
         _logger.warning("%s: Checkpoint ignored", path)
@@ -211,12 +215,12 @@ def remove_checkpoint(checkpoint_prefix: StrPath, meta_graph_suffix: str = "meta
         OSError: a file cannot be removed.
     """
     prefix = os.fspath(checkpoint_prefix)
-    # The data goes before what it needs to be found, so that a kill leaves no half of it to find.
+    # First what a checkpoint is known by, so that a kill leaves no part that looks like a whole.
     if _is_directory(prefix):
         atomic.remove_directory(prefix)
     shards = glob.glob(glob.escape(prefix) + ".data-?????-of-?????")
     meta_graph = meta_graph_filename(prefix, meta_graph_suffix)
-    for file in (f"{prefix}.index", *shards, prefix, meta_graph):
+    for file in (f"{prefix}.index", *shards, *_v1_files(prefix), meta_graph):
         if not os.path.isdir(file):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
@@ -233,7 +237,7 @@ def meta_graph_filename(checkpoint_filename: StrPath, meta_graph_suffix: str = "
 
 
 def _is_directory(prefix: str) -> bool:
-    return layout.is_orbax_directory(atomic.find_directory(prefix))
+    return bool(prefix) and layout.is_orbax_directory(atomic.find_directory(prefix))
 
 
 def _data_file(prefix: str) -> str | None:
@@ -242,8 +246,10 @@ def _data_file(prefix: str) -> str | None:
         return f"{prefix}.index"
     if _is_directory(prefix):
         return atomic.find_directory(prefix)
-    if os.path.isfile(prefix):
-        return prefix
-    # V1 shards have a prefix such as `model-?????-of-00002`.
-    shards = glob.glob(prefix) if _SHARD_SUFFIX.search(prefix) else []
-    return shards[0] if shards else None
+    return next(iter(_v1_files(prefix)), None)
+
+
+def _v1_files(prefix: str) -> list[str]:
+    # The prefix of V1 shards is a pattern, such as `model-?????-of-00002`.
+    files = sorted(glob.glob(prefix)) if _SHARD_SUFFIX.search(prefix) else [prefix]
+    return [file for file in files if os.path.isfile(file)]

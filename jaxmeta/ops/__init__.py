@@ -6,3 +6,4 @@ from jaxmeta.ops import dot as dot
 from jaxmeta.ops import pointwise as pointwise
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import shape as shape
+from jaxmeta.ops import state as state

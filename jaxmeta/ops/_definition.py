@@ -35,6 +35,7 @@ PRIMITIVE_ATTR: Final = "_jax_primitive"
 # Arguments that the executor fills in itself; they are not attrs of the node.
 LIBRARY: Final = "library"  # looks up functions by name
 FUNCTION: Final = "function"  # the function that the node calls
+NODE_NAME: Final = "node_name"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -281,7 +282,7 @@ def _keyword_attrs(
         for parameter in inspect.signature(fn).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
-    injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION))
+    injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION, NODE_NAME))
     attrs = tuple((p.name, prefix + p.name, p.default) for p in keywords if p.name not in injected)
     return attrs, injected
 

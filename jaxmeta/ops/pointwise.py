@@ -69,24 +69,20 @@ def _unary(
     fn: Callable[..., Any],
     *specs: Any,
     otherwise: Callable[..., Any] | None = None,
-    has_accuracy: bool = False,
     **options: Any,
 ) -> None:
     """Registers a unary op; `otherwise` says it in other ops for dtypes that the op refuses."""
 
-    def lower(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    def lower(ctx: LoweringContext, x: Edge, *, accuracy: Any = None) -> list[Edge]:
+        if accuracy is not None:
+            raise ctx.unsupported("an accuracy other than the default cannot be expressed")
         if _takes(op, x):
             return ctx.node(op, x)
         if otherwise is None:
             raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
         return ctx.composite(primitive, otherwise, x)
 
-    def lower_with_accuracy(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-        if accuracy is not None:
-            raise ctx.unsupported("an accuracy other than the default cannot be expressed")
-        return lower(ctx, x)
-
-    lowering(primitive)(lower_with_accuracy if has_accuracy else lower)
+    lowering(primitive)(lower)
     kernel(op)(fn)
     if otherwise is not None:
         restores(primitive)(_without_signature(fn))
@@ -136,7 +132,6 @@ def _without_signature(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 _SMALL = f32(3, 4, low=0.1, high=2.0)
 _UNIT = f32(3, 4, low=-0.9, high=0.9)
-_ACCURATE = functools.partial(_unary, has_accuracy=True)
 
 # --- arithmetic ------------------------------------------------------------------------------
 
@@ -302,17 +297,17 @@ example(lambda x: lax.conj(x), _COMPLEX, gradient=False)
 
 # --- exponential, trigonometric and special functions ------------------------------------------
 
-_ACCURATE("Exp", "exp", lax.exp, f32(3, 4))
-_ACCURATE("Expm1", "expm1", lax.expm1, f32(3, 4))
-_ACCURATE("Log", "log", lax.log, _SMALL)
-_ACCURATE("Log1p", "log1p", lax.log1p, _SMALL)
-_ACCURATE("Sqrt", "sqrt", lax.sqrt, _SMALL)
-_ACCURATE("Rsqrt", "rsqrt", lax.rsqrt, _SMALL)
-_ACCURATE("Sigmoid", "logistic", lax.logistic, f32(3, 4))
-_ACCURATE("Tanh", "tanh", lax.tanh, f32(3, 4))
-_ACCURATE("Sin", "sin", lax.sin, f32(3, 4))
-_ACCURATE("Cos", "cos", lax.cos, f32(3, 4))
-_ACCURATE("Tan", "tan", lax.tan, _UNIT)
+_unary("Exp", "exp", lax.exp, f32(3, 4))
+_unary("Expm1", "expm1", lax.expm1, f32(3, 4))
+_unary("Log", "log", lax.log, _SMALL)
+_unary("Log1p", "log1p", lax.log1p, _SMALL)
+_unary("Sqrt", "sqrt", lax.sqrt, _SMALL)
+_unary("Rsqrt", "rsqrt", lax.rsqrt, _SMALL)
+_unary("Sigmoid", "logistic", lax.logistic, f32(3, 4))
+_unary("Tanh", "tanh", lax.tanh, f32(3, 4))
+_unary("Sin", "sin", lax.sin, f32(3, 4))
+_unary("Cos", "cos", lax.cos, f32(3, 4))
+_unary("Tan", "tan", lax.tan, _UNIT)
 _unary("Sinh", "sinh", lax.sinh, f32(3, 4))
 _unary("Cosh", "cosh", lax.cosh, f32(3, 4))
 _unary("Asin", "asin", lax.asin, _UNIT, tolerance=1e-4)

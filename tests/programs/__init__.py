@@ -1,7 +1,8 @@
 """Real train steps to test with: model x library x optimizer, see `Program`.
 
 Each module holds the programs of one library in `PROGRAMS`; `transforms` holds programs in plain
-JAX that exercise its transformations and control flow. `python -m programs` in this folder runs them all.
+JAX that exercise its transformations and control flow. `python -m programs`, run in `tests/`,
+runs them all and prints a table.
 """
 
 from __future__ import annotations

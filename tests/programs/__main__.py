@@ -1,4 +1,4 @@
-"""Runs the programs and prints a table: `python -m tests.programs [--steps N] [name ...]`.
+"""Runs the programs and prints a table: `python -m programs [--steps N] [name ...]`.
 
 For each program: how it is jitted, leaves of its state, equations of its step (at the top level,
 and with all nested jaxprs), the first and last loss, a digest of the states before and after, and

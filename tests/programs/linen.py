@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 
 from . import batches
 from .optimizers import optimizer
-from .plain import elbo_loss
+from .plain import elbo_loss, global_norm
 from .program import Batch, Batches, Metrics, Program, State, Step
 
 Made = tuple[Step, State, Batches]
@@ -234,7 +234,7 @@ def make_gpt_adamw() -> Made:
             return _cross_entropy(logits, batch["label"])
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": global_norm(grads)}
         return state.apply_gradients(grads=grads), metrics
 
     state = DropoutState.create(

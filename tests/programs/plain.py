@@ -71,6 +71,11 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 # MLPs, each with another kind of state.
 
 
@@ -211,7 +216,7 @@ def make_mlp_adam() -> Made:
         updates, opt_state = tx.update(grads, state.opt_state, state.layers)
         layers = optax.apply_updates(state.layers, updates)
         state = dataclasses.replace(state, layers=layers, opt_state=opt_state, step=state.step + 1)
-        return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "grad_norm": global_norm(grads)}
 
     arrays = init_mlp(3, (batches.FEATURES, 16, 16, 1))
     names = ("silu", "elu", "identity")

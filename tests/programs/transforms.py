@@ -14,7 +14,16 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from . import batches, plain
-from .plain import cross_entropy, dense, init_dense, init_gpt, init_mlp, layer_norm, mlp
+from .plain import (
+    cross_entropy,
+    dense,
+    global_norm,
+    init_dense,
+    init_gpt,
+    init_mlp,
+    layer_norm,
+    mlp,
+)
 from .program import Batch, Batches, Metrics, Program, State, Step
 
 Params = Any
@@ -405,7 +414,7 @@ def make_mixed_precision() -> Made:
         scale = state["loss_scale"]
         (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"], batch, scale)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / scale, grads)
-        finite = jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(global_norm(grads))
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
         old = {"params": state["params"], "opt_state": state["opt_state"]}

@@ -1,0 +1,479 @@
+"""MetaGraph files: export, import, and the version log of what is written.
+
+A file is a MetaGraphDef as TensorFlow 1 reads it. What TensorFlow has no field for stands in
+`_jax_*` attrs of the nodes, and the records of pytrees in ``object_graph_def``, as StructuredValues.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from google.protobuf import message, text_format
+
+from jaxmeta import building, dtypes, errors, graph, op_defs, trees, values
+from jaxmeta._proto import graph_pb2, meta_graph_pb2, struct_pb2
+from jaxmeta.checkpoint import atomic
+from jaxmeta.executor import paused_gc
+from jaxmeta.graph import Signature, Tensor, Variable
+
+# Version 1, 2026-11: the first. Signatures are PartitionedCall nodes with `_jax_*` attrs; trees are
+#   StructuredValues in object_graph_def.
+FORMAT_VERSION: Final = 1
+
+_WRITER: Final = "jaxmeta"
+_TREE_PREFIX: Final = "jaxmeta/variables/"
+# TensorFlow takes an empty version as new; one below 1.9 changes how it reads variables.
+_TENSORFLOW_VERSION: Final = "2.21.0"
+_MAX_CONSUMER: Final = graph.PRODUCER_VERSION
+_STRUCTURED_URL: Final = "type.googleapis.com/tensorflow.StructuredValue"
+_VARIABLE_COLLECTIONS: Final = (
+    building.TRAINABLE_VARIABLES,
+    building.GLOBAL_VARIABLES,
+    "local_variables",
+    "model_variables",
+    "moving_average_variables",
+    "metric_variables",
+)
+_PROTOBUF_LIMIT_BYTES: Final = (1 << 31) - 1
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def export_meta_graph(
+    filename: str | os.PathLike[str] | None = None,
+    collection_list: Sequence[str] | None = None,
+    as_text: bool = False,
+    graph: building.Graph | None = None,
+    saver_def: meta_graph_pb2.SaverDef | None = None,
+) -> meta_graph_pb2.MetaGraphDef:
+    """Returns a graph as a MetaGraphDef, and writes it to a file where one is named.
+
+    The same graph gives the same bytes. The file appears whole or not at all.
+
+    Args:
+        filename: where to write, or None.
+        collection_list: names of the collections to write; all where None.
+        as_text: whether the file is in protobuf's text format.
+        graph: the graph; the default graph where None.
+        saver_def: how TensorFlow saves and restores the variables.
+
+    Raises:
+        AttrError: a collection holds what no CollectionDef can.
+        FormatError: the file would be larger than a protobuf may be.
+    """
+    target = graph if graph is not None else building.get_default_graph()
+    with paused_gc():
+        meta_graph = _meta_graph_to_proto(target, collection_list, saver_def)
+        if filename is not None:
+            _write(meta_graph, filename, as_text)
+    return meta_graph
+
+
+def _write(
+    meta_graph: meta_graph_pb2.MetaGraphDef, filename: str | os.PathLike[str], as_text: bool
+) -> None:
+    if meta_graph.ByteSize() > _PROTOBUF_LIMIT_BYTES:
+        raise errors.FormatError(
+            f"{os.fspath(filename)}: the graph takes {meta_graph.ByteSize()} bytes, a protobuf at "
+            "most 2 GiB. Pass large arrays as arguments instead of closing over them."
+        )
+    if as_text:
+        content = text_format.MessageToString(meta_graph).encode()
+    else:
+        content = meta_graph.SerializeToString(deterministic=True)
+    path = pathlib.Path(filename)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_file(path, content)
+
+
+def _meta_graph_to_proto(
+    target: building.Graph,
+    collection_list: Sequence[str] | None,
+    saver_def: meta_graph_pb2.SaverDef | None,
+) -> meta_graph_pb2.MetaGraphDef:
+    meta_graph = meta_graph_pb2.MetaGraphDef()
+    graph_def = meta_graph.graph_def
+    graph_def.node.extend(target.nodes.values())
+    graph_def.library.function.extend(target.functions.values())
+    graph_def.library.gradient.extend(target.gradients)
+    graph_def.versions.CopyFrom(target.versions)
+    info = meta_graph.meta_info_def
+    info.meta_graph_version = f"{_WRITER} {FORMAT_VERSION}"
+    info.tensorflow_version = _TENSORFLOW_VERSION
+    info.stripped_default_attrs = True
+    info.stripped_op_list.op.extend(_used_op_defs(target))
+    _write_collections(meta_graph, target, collection_list)
+    _write_signatures(meta_graph, target)
+    if saver_def is not None:
+        meta_graph.saver_def.CopyFrom(saver_def)
+    return meta_graph
+
+
+def _used_op_defs(target: building.Graph) -> list[graph_pb2.OpDef]:
+    """Returns the OpDefs of the ops that nodes and library functions use, by name."""
+    ops = {node.op for node in target.nodes.values()}
+    for function in target.functions.values():
+        ops.update(node.op for node in function.node_def)
+    return [op_defs.get_op_def(op) for op in sorted(ops) if op_defs.has_op(op)]
+
+
+def _write_collections(
+    meta_graph: meta_graph_pb2.MetaGraphDef,
+    target: building.Graph,
+    collection_list: Sequence[str] | None,
+) -> None:
+    wanted = collection_list if collection_list is not None else target.get_all_collection_keys()
+    for name in sorted(wanted):
+        items = target.get_collection(name)
+        if items:
+            write_collection(meta_graph.collection_def[name], name, items)
+
+
+def write_collection(
+    proto: meta_graph_pb2.CollectionDef, name: str, items: Sequence[Any]
+) -> None:
+    """Writes a collection; its kind is that of the first item, as in TensorFlow.
+
+    Raises:
+        AttrError: the items are of several kinds, or of one that has no place in a file.
+    """
+    kinds = {_item_kind(item) for item in items}
+    if len(kinds) != 1 or None in kinds:
+        found = sorted({type(item).__name__ for item in items})
+        raise errors.AttrError(
+            f"collection {name!r} holds {', '.join(found)}; a collection holds variables, tensors "
+            "and operations, or strings, or ints, or floats, or trees of these"
+        )
+    (kind,) = kinds
+    if kind == "variable":
+        proto.bytes_list.value.extend(_variable_to_bytes(item) for item in items)
+    elif kind == "node":
+        proto.node_list.value.extend(item.name for item in items)
+    elif kind == "bytes":
+        proto.bytes_list.value.extend(
+            item.encode() if isinstance(item, str) else item for item in items
+        )
+    elif kind == "int":
+        proto.int64_list.value.extend(items)
+    elif kind == "float":
+        proto.float_list.value.extend(items)
+    else:
+        for item in items:
+            packed = proto.any_list.value.add(type_url=_STRUCTURED_URL)
+            packed.value = trees.structure_to_proto(item).SerializeToString(deterministic=True)
+
+
+def _item_kind(item: Any) -> str | None:
+    if isinstance(item, Variable):
+        return "variable"
+    if isinstance(item, (Tensor, graph.Operation)):
+        return "node"
+    if isinstance(item, (str, bytes)):
+        return "bytes"
+    if isinstance(item, bool):
+        return "structure"
+    if isinstance(item, int):
+        return "int"
+    if isinstance(item, float):
+        return "float"
+    return "structure" if isinstance(item, (dict, list, tuple)) or item is None else None
+
+
+def _variable_to_bytes(variable: Variable) -> bytes:
+    proto = meta_graph_pb2.VariableDef(
+        variable_name=variable.name,
+        initial_value_name=f"{variable.op_name}/Initializer/zeros:0",
+        initializer_name=variable.initializer_name,
+        snapshot_name=variable.snapshot_name,
+        is_resource=True,
+        trainable=variable.trainable,
+    )
+    return proto.SerializeToString(deterministic=True)
+
+
+def _write_signatures(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:
+    recorded = meta_graph.object_graph_def.concrete_functions
+    for scope, tree in target.state_trees.items():
+        recorded[_TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
+    for name, signature in target.signatures.items():
+        concrete = recorded[name]
+        concrete.canonicalized_input_signature.CopyFrom(trees.tree_to_proto(signature.arguments))
+        concrete.output_signature.CopyFrom(trees.tree_to_proto(signature.results))
+        _write_signature_def(meta_graph.signature_def[name], signature)
+
+
+def _write_signature_def(proto: meta_graph_pb2.SignatureDef, signature: Signature) -> None:
+    proto.method_name = f"{_WRITER}/{signature.function_name}"
+    for leaf in trees.leaves(signature.arguments):
+        if ":" in leaf.name:
+            _write_tensor_info(proto.inputs[leaf.name.split(":")[0]], leaf)
+    for index, leaf in enumerate(trees.leaves(signature.results)):
+        _write_tensor_info(proto.outputs[f"output_{index}"], leaf)
+
+
+def _write_tensor_info(proto: meta_graph_pb2.TensorInfo, leaf: trees.Leaf) -> None:
+    proto.name = leaf.name
+    proto.dtype = leaf.number  # type: ignore[assignment]
+    proto.tensor_shape.SetInParent()
+    values.write_shape(proto.tensor_shape, leaf.shape)
+
+
+# --- reading files -----------------------------------------------------------------------------
+
+
+def read_meta_graph_file(filename: str | os.PathLike[str]) -> meta_graph_pb2.MetaGraphDef:
+    """Returns the MetaGraphDef in a file, binary or text.
+
+    Raises:
+        FormatError: the file is missing, empty, truncated or corrupt, or neither kind.
+    """
+    path = os.fspath(filename)
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise errors.FormatError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise errors.FormatError(f"{path}: cannot be read: {error}") from error
+    if not content:
+        raise errors.FormatError(f"{path}: the file is empty")
+    try:
+        with paused_gc():
+            return meta_graph_pb2.MetaGraphDef.FromString(content)
+    except message.DecodeError as binary_error:
+        return _parse_text(path, content, binary_error)
+
+
+def _parse_text(
+    path: str, content: bytes, binary_error: Exception
+) -> meta_graph_pb2.MetaGraphDef:
+    hint = "it is truncated or corrupt, or no MetaGraphDef"
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise errors.FormatError(f"{path}: cannot be parsed ({binary_error}); {hint}") from None
+    try:
+        return text_format.Parse(text, meta_graph_pb2.MetaGraphDef())
+    except (text_format.ParseError, RecursionError) as error:
+        raise errors.FormatError(f"{path}: cannot be parsed: {error}; {hint}") from None
+
+
+# --- import ------------------------------------------------------------------------------------
+
+
+def import_graph(
+    meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
+    target: building.Graph | None = None,
+) -> building.Graph:
+    """Adds a MetaGraphDef to a graph that is empty, and returns the graph.
+
+    Raises:
+        FormatError: the file is not readable, or from a newer jaxmeta or TensorFlow.
+        UnsupportedOpError: some ops are unknown; all are listed.
+        GraphError: node names are not unique, or an input is missing.
+    """
+    target = target if target is not None else building.Graph()
+    source = "the MetaGraphDef"
+    if isinstance(meta_graph_or_file, meta_graph_pb2.MetaGraphDef):
+        meta_graph = meta_graph_or_file
+    else:
+        source = os.fspath(meta_graph_or_file)
+        meta_graph = read_meta_graph_file(source)
+    with paused_gc():
+        _check_versions(source, meta_graph)
+        for function in meta_graph.graph_def.library.function:
+            target.add_function(function)
+        target.gradients.extend(meta_graph.graph_def.library.gradient)
+        _check_nodes(source, meta_graph.graph_def)
+        target.add_node_defs(meta_graph.graph_def.node)
+        target.versions.CopyFrom(meta_graph.graph_def.versions)
+        _read_collections(meta_graph, target)
+        _read_signatures(source, meta_graph, target)
+    return target
+
+
+def _check_versions(source: str, meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
+    version = meta_graph.meta_info_def.meta_graph_version
+    if version.startswith(_WRITER):
+        number = version.removeprefix(_WRITER).strip()
+        if not number.isdigit() or int(number) > FORMAT_VERSION:
+            raise errors.FormatError(
+                f"{source}: written in format {number} of jaxmeta; this version reads up to "
+                f"{FORMAT_VERSION}. Upgrade jaxmeta."
+            )
+    versions = meta_graph.graph_def.versions
+    if versions.min_consumer > _MAX_CONSUMER:
+        raise errors.FormatError(
+            f"{source}: needs a reader of GraphDef version {versions.min_consumer}; this one is "
+            f"{_MAX_CONSUMER}. Upgrade jaxmeta."
+        )
+
+
+def _check_nodes(source: str, graph_def: graph_pb2.GraphDef) -> None:
+    """Raises where an op is unknown, or an input names no node; all offenders at once."""
+    functions = {function.signature.name for function in graph_def.library.function}
+    known: set[str] = set()
+    unknown: dict[str, None] = {}
+    names = {node.name for node in graph_def.node}
+    missing: list[str] = []
+    for node in graph_def.node:
+        op = node.op
+        if op not in known:
+            if op in functions or op_defs.has_op(op):
+                known.add(op)
+            else:
+                unknown[f"{op}  (node {node.name!r})"] = None
+        for ref in node.input:
+            if ref in names:
+                continue
+            name = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
+            if name not in names:
+                missing.append(f"{node.name!r} ({op}): {ref!r}")
+    for function in graph_def.library.function:
+        for node in function.node_def:
+            if node.op not in known and node.op not in functions and not op_defs.has_op(node.op):
+                where = f"{node.name!r} of function {function.signature.name!r}"
+                unknown[f"{node.op}  (node {where})"] = None
+    if unknown:
+        raise errors.UnsupportedOpError(
+            errors.list_offenders(f"{source}: these ops are unknown:", unknown)
+        )
+    if missing:
+        raise errors.GraphError(
+            errors.list_offenders(f"{source}: these inputs name no node of the graph:", missing)
+        )
+
+
+def _read_collections(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:
+    made: dict[bytes, Variable] = {}
+    order = [name for name in _VARIABLE_COLLECTIONS if name in meta_graph.collection_def]
+    rest = sorted(set(meta_graph.collection_def) - set(order))
+    for name in [*order, *rest]:
+        proto = meta_graph.collection_def[name]
+        if name in order and proto.WhichOneof("kind") == "bytes_list":
+            for content in proto.bytes_list.value:
+                if content not in made:
+                    made[content] = _variable_from_bytes(content, name, target)
+                target.add_to_collection(name, made[content])
+            continue
+        for item in _collection_items(proto, target):
+            target.add_to_collection(name, item)
+    _order_variables(target)
+
+
+def _order_variables(target: building.Graph) -> None:
+    """Makes the graph's variables stand in the order of their collection, not of trainability."""
+    for variable in target.get_collection(building.GLOBAL_VARIABLES):
+        target.register_variable(variable)
+
+
+def _collection_items(
+    proto: meta_graph_pb2.CollectionDef, target: building.Graph
+) -> Iterable[Any]:
+    kind = proto.WhichOneof("kind")
+    if kind == "node_list":
+        for name in proto.node_list.value:
+            is_tensor = ":" in name
+            get = target.get_tensor_by_name if is_tensor else target.get_operation_by_name
+            yield get(name)
+    elif kind == "any_list":
+        for item in proto.any_list.value:
+            is_structure = item.type_url == _STRUCTURED_URL
+            yield _structure_from_bytes(item.value) if is_structure else item
+    elif kind is not None:
+        yield from getattr(proto, kind).value
+
+
+def _structure_from_bytes(content: bytes) -> Any:
+    proto = struct_pb2.StructuredValue()
+    try:
+        proto.ParseFromString(content)
+    except message.DecodeError as error:
+        raise errors.FormatError(f"a collection's item cannot be parsed: {error}") from None
+    return trees.structure_from_proto(proto)
+
+
+def _variable_from_bytes(content: bytes, collection: str, target: building.Graph) -> Variable:
+    try:
+        proto = meta_graph_pb2.VariableDef.FromString(content)
+    except message.DecodeError as error:
+        raise errors.FormatError(f"collection {collection!r}: no VariableDef: {error}") from None
+    op_name = proto.variable_name.split(":")[0]
+    attr = target.node(op_name).attr
+    shape = values.shape_from_proto(attr["shape"].shape)
+    if shape is None or None in shape:
+        raise errors.FormatError(f"the variable {op_name!r} has no static shape")
+    impl = attr[graph.KEY_IMPL_ATTR].s.decode() if graph.KEY_IMPL_ATTR in attr else ""
+    variable = Variable(
+        target,
+        op_name,
+        tuple(size or 0 for size in shape),
+        dtypes.dtype_from_number(attr["dtype"].type),
+        impl,
+        proto.trainable,
+    )
+    target.register_variable(variable)
+    return variable
+
+
+# --- signatures --------------------------------------------------------------------------------
+
+
+def _read_signatures(
+    source: str, meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph
+) -> None:
+    for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
+        if name.startswith(_TREE_PREFIX):
+            tree = trees.tree_from_proto(concrete.output_signature)
+            target.state_trees[name.removeprefix(_TREE_PREFIX)] = tree
+            unknown = [
+                leaf.name for leaf in trees.leaves(tree) if leaf.name not in target.variable_names
+            ]
+            if unknown:
+                headline = f"{source}: the recorded state names variables that are not there:"
+                raise errors.FormatError(errors.list_offenders(headline, unknown))
+        elif name in target.nodes and building.SIGNATURE_ATTR in target.nodes[name].attr:
+            target.signatures[name] = _read_signature(name, concrete, target)
+
+
+def _read_signature(
+    name: str, concrete: meta_graph_pb2.SavedConcreteFunction, target: building.Graph
+) -> Signature:
+    attr = target.nodes[name].attr
+    facts = {
+        field: values.attr_from_proto(attr[f"_jax_{field}"])
+        for field in ("function_name", "donated", "updates", "train_op", "result_key_impls")
+        if f"_jax_{field}" in attr
+    }
+    updates = facts.get("updates", ())
+    signature = Signature(
+        name=name,
+        function_name=facts["function_name"].decode(),
+        arguments=trees.tree_from_proto(concrete.canonicalized_input_signature),
+        results=trees.tree_from_proto(concrete.output_signature),
+        donated=tuple(bool(flag) for flag in facts.get("donated", ())),
+        updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
+        train_op=facts.get("train_op", b"").decode(),
+        result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+    )
+    _check_signature(signature, target)
+    return signature
+
+
+def _check_signature(signature: Signature, target: building.Graph) -> None:
+    bad = []
+    for leaf in [*trees.leaves(signature.arguments), *trees.leaves(signature.results)]:
+        if ":" in leaf.name:
+            node = leaf.name.split(":")[0]
+            if node not in target.nodes:
+                bad.append(leaf.name)
+        elif leaf.name not in target.variable_names:
+            bad.append(leaf.name)
+    count = len(list(trees.leaves(signature.arguments)))
+    if len(signature.donated) != count:
+        bad.append(f"{len(signature.donated)} donation flags for {count} arrays")
+    if bad:
+        headline = f"signature {signature.name!r} refers to what is not in the graph:"
+        raise errors.FormatError(errors.list_offenders(headline, bad))
