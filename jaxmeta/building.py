@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, graph, jaxprs, naming, trace, trees, values
 from jaxmeta.graph import Edge, Signature, Tensor, Variable
+from jaxmeta.ops import _definition
 
 GLOBAL_VARIABLES: Final = "variables"
 TRAINABLE_VARIABLES: Final = "trainable_variables"
@@ -312,7 +313,10 @@ class _SignatureNodes:
         if not impl and np.asarray(value).nbytes <= _LARGEST_CONSTANT_BYTES:
             array = np.asarray(value)
             (edge,) = target.add_node(
-                "Const", [], {"dtype": array.dtype, "value": array}, f"{self._name}/Const"
+                "Const",
+                [],
+                {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True},
+                f"{self._name}/Const",
             )
             edge.shape = array.shape
             return edge

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import errors, naming, op_defs, values
+from jaxmeta import errors, jaxprs, naming, op_defs, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.ops import _definition
 
@@ -257,8 +259,7 @@ class _Planner:
     ) -> None:
         """Adds the step of a node."""
         if node.op == "Const":
-            value = values.tensor_from_proto(node.attr["value"].tensor)
-            self.add_place(output_refs(node)[0], value)
+            self._add_constant(node, output_refs(node)[0])
             return
         kernel, run = self._bind_kernel(node)
         if kernel is None:
@@ -269,6 +270,18 @@ class _Planner:
         self.steps.append(
             _Step(run, inputs, outputs, len(refs) == 1, kernel.is_stateful, kernel.static, node)
         )
+
+    def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
+        attr = node.attr
+        value = values.tensor_from_proto(attr["value"].tensor)
+        if _definition.CAPTURED_ATTR in attr:
+            self.add_place(name, jnp.asarray(value))
+        elif _definition.WEAK_TYPE_ATTR in attr:
+            place = self.add_place(name)
+            make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
+            self.steps.append(_Step(make, (), (place,), True, False, frozenset(), node))
+        else:
+            self.add_place(name, value)
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)

@@ -168,17 +168,57 @@ def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
 
 
 def abstract(value: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of an array, scalar or tracer; never a weak type."""
-    return jax.ShapeDtypeStruct(np.shape(value), value.dtype)
+    """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak."""
+    return jax.ShapeDtypeStruct(np.shape(value), value.dtype, weak_type=is_weak(value))
+
+
+def is_weak(value: Any) -> bool:
+    """Returns whether the dtype of a value, or of an aval, gives way to others in promotion.
+
+    It shapes the program: JAX drops a cast to the same dtype unless it makes a weak type strong.
+    """
+    aval = value if hasattr(value, "weak_type") else jax.typeof(value)
+    return bool(getattr(aval, "weak_type", False))
+
+
+def cast(value: Any, dtype: Any, *, is_weak: bool) -> Any:
+    """Binds a cast also where it changes nothing but weakness, which `lax` leaves out.
+
+    A constant that is cast becomes another constant, not an eqn.
+    """
+    convert = primitive("convert_element_type")
+    return convert.bind(value, new_dtype=np.dtype(dtype), weak_type=is_weak, sharding=None)
 
 
 def bind_cond(
-    index: Any, operands: Sequence[Any], branches: Sequence[Callable[..., Any]]
+    index: Any,
+    operands: Sequence[Any],
+    branches: Sequence[Callable[..., Any]],
+    platforms: Sequence[tuple[str, ...] | None] = (),
 ) -> list[Any]:
-    """Binds ``cond`` on an index that is in range already; `lax.switch` would clamp it again."""
+    """Binds ``cond`` on an index that is in range already; `lax.switch` would clamp it again.
+
+    Args:
+        index: which branch runs.
+        operands: what each branch takes.
+        branches: functions of the operands.
+        platforms: for each branch the platforms it is for, None standing for all others; empty
+            unless the index comes from `bind_platform_index`.
+    """
     avals = [abstract(x) for x in operands]
-    jaxprs = tuple(make_jaxpr(branch, avals) for branch in branches)
-    return list(jax_core.primitives.cond_p.bind(index, *operands, branches=jaxprs))
+    params: dict[str, Any] = {"branches": tuple(make_jaxpr(branch, avals) for branch in branches)}
+    if platforms:
+        params["branches_platforms"] = tuple(platforms)
+    return list(jax_core.primitives.cond_p.bind(index, *operands, **params))
+
+
+def bind_platform_index(platforms: Sequence[tuple[str, ...] | None]) -> Any:
+    """Binds ``platform_index``: the position of the platform that the program is compiled for."""
+    primitive, _ = _sample_eqn(
+        lambda: lax.platform_dependent(cpu=lambda: np.int32(0), default=lambda: np.int32(1)),
+        "platform_index",
+    )
+    return primitive.bind(platforms=tuple(platforms))
 
 
 def bind_while(
@@ -250,9 +290,59 @@ def _scan_layout(num_consts: int, num_carry: int, num_xs: int, num_ys: int) -> d
     def scalars(count: int, shape: tuple[int, ...] = ()) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct(shape, np.float32)] * count
 
-    jaxpr = jax.make_jaxpr(outer)(scalars(num_consts), scalars(num_carry), scalars(num_xs, (1,)))
-    (eqn,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
-    return {name: value for name, value in eqn.params.items() if name in SCAN_LAYOUT_PARAMS}
+    _, params = _sample_eqn(
+        outer, "scan", scalars(num_consts), scalars(num_carry), scalars(num_xs, (1,))
+    )
+    return {name: value for name, value in params.items() if name in SCAN_LAYOUT_PARAMS}
+
+
+def _sample_eqn(fn: Callable[..., Any], name: str, *avals: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the primitive and the parameters of the eqn that a small function traces to.
+
+    A primitive, or the form of its parameters, that has no public name is taken from there.
+    """
+    (eqn,) = [e for e in jax.make_jaxpr(fn)(*avals).eqns if e.primitive.name == name]
+    return eqn.primitive, eqn.params
+
+
+def bind_linear_solve(
+    functions: Sequence[Callable[..., Any] | None],
+    const_lengths: Sequence[int],
+    operands: Sequence[Any],
+) -> list[Any]:
+    """Binds ``custom_linear_solve``.
+
+    `lax.custom_linear_solve` would transpose ``matvec`` anew, and sort the constants.
+
+    Args:
+        functions: matvec, vecmat, solve and transpose_solve; the second and the last may be None.
+        const_lengths: how many constants each takes.
+        operands: the constants of each, then the right hand side.
+    """
+    constants, rest = [], [abstract(x) for x in operands]
+    for count in const_lengths:
+        constants.append(rest[:count])
+        rest = rest[count:]
+    solve, params = _sample_eqn(
+        lambda b: lax.custom_linear_solve(lambda x: x, b, lambda _, y: y, symmetric=True),
+        "custom_linear_solve",
+        jax.ShapeDtypeStruct((), np.float32),
+    )
+    jaxprs = [
+        None if fn is None else make_jaxpr(fn, [*consts, *rest])
+        for fn, consts in zip(functions, constants, strict=True)
+    ]
+    form = type(params["jaxprs"])
+    return list(
+        solve.bind(*operands, const_lengths=form(*const_lengths), jaxprs=form(*jaxprs))
+    )
+
+
+def bind_closed_call(fn: Callable[..., Any], operands: Sequence[Any]) -> list[Any]:
+    """Binds the call that JAX itself inserts, around the known part of a scan for instance."""
+    call = jax_core.primitives.closed_call_p
+    jaxpr = make_jaxpr(fn, [abstract(x) for x in operands])
+    return list(call.bind(*operands, **call.get_bind_params({"call_jaxpr": jaxpr})))
 
 
 def bind_remat(
@@ -279,6 +369,11 @@ def bind_remat(
 def primitive(name: str) -> Any:
     """Returns the primitive that `jax.extend.core.primitives` calls ``<name>_p``."""
     return getattr(jax_core.primitives, f"{name}_p")
+
+
+def is_trivial_sharding(sharding: Any) -> bool:
+    """Returns whether a sharding says nothing: there is none, or its mesh has no axes."""
+    return sharding is None or getattr(getattr(sharding, "mesh", None), "empty", False)
 
 
 def is_unspecified(sharding: Any) -> bool:
@@ -308,6 +403,35 @@ def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[An
 def _close(jaxpr: Jaxpr) -> Jaxpr:
     closed = getattr(jax_core, "ClosedJaxpr", None)
     return closed(jaxpr, []) if closed is not None and not hasattr(jaxpr, "with_consts") else jaxpr
+
+
+def with_operands(
+    jaxpr: Jaxpr, avals: Sequence[Any], taken: Sequence[int], num_passed: int = 0
+) -> Jaxpr:
+    """Returns a jaxpr that takes more operands than it reads.
+
+    Args:
+        jaxpr: what it computes.
+        avals: of all operands.
+        taken: the positions of those that ``jaxpr`` takes.
+        num_passed: how many of the first operands come back ahead of the results.
+    """
+    variables = list(open_jaxpr(make_jaxpr(lambda *arrays: arrays, avals)).invars)
+    opened = open_jaxpr(jaxpr)
+    for position, variable in zip(taken, opened.invars, strict=True):
+        variables[position] = variable
+    widened = opened.replace(
+        invars=variables,
+        outvars=[*variables[:num_passed], *opened.outvars],
+        debug_info=opened.debug_info.with_unknown_names(),
+    )
+    return type(jaxpr)(widened, jaxpr_constants(jaxpr))
+
+
+def as_function(jaxpr: Jaxpr) -> Callable[..., list[Any]]:
+    """Returns a function that runs a closed jaxpr on arrays."""
+    run: Callable[..., list[Any]] = jax_core.jaxpr_as_fun(jaxpr)
+    return run
 
 
 def rule_identity(eqn: Eqn, rule: Any) -> tuple[str, str]:

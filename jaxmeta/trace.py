@@ -107,7 +107,10 @@ def lower_function(
     lowerer = Lowerer(tracing, body)
     opened = jaxprs.open_jaxpr(jaxpr)
     if constants is None:
-        leading = [lowerer.constant(value) for value in jaxprs.jaxpr_constants(jaxpr)]
+        leading = [
+            lowerer.constant(value, is_weak=jaxprs.is_weak(value))
+            for value in jaxprs.jaxpr_constants(jaxpr)
+        ]
     else:
         leading = [body.add_argument("constant", e.number, e.shape) for e in constants]
     arguments = []
@@ -132,6 +135,11 @@ def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
+def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
+    """Returns whether it matters that a literal's type is weak; most often it does not."""
+    return any(jaxprs.is_weak(var.aval) for var in eqn.outvars) or any(jaxprs.subjaxprs(eqn))
+
+
 class Lowerer:
     """Adds the eqns of jaxprs to one container; the `LoweringContext` of their lowerings."""
 
@@ -153,15 +161,19 @@ class Lowerer:
         env.update(zip(jaxpr.constvars, constants, strict=True))
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: jaxprs.Atom) -> Edge:
+        def read(atom: jaxprs.Atom, *, keeps_weak: bool = True) -> Edge:
             value = jaxprs.literal_value(atom)
-            return env[atom] if value is None else self.constant(value)
+            if value is None:
+                return env[atom]
+            return self.constant(value, is_weak=keeps_weak and jaxprs.is_weak(atom.aval))
 
         self.jaxpr = jaxpr
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
-            outputs = self._lower_eqn(eqn, [read(atom) for atom in eqn.invars])
+            keeps_weak = _depends_on_weakness(eqn)
+            inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
+            outputs = self._lower_eqn(eqn, inputs)
             for var, edge in zip(eqn.outvars, outputs, strict=True):
                 edge.shape = physical_aval(var.aval).shape
                 env[var] = edge
@@ -217,15 +229,16 @@ class Lowerer:
         full_name = f"{self._scope}/{base}" if self._scope else base
         return self._container.add_node(op, inputs, attrs, full_name)
 
-    def constant(self, value: Any, dtype: Any = None) -> Edge:
+    def constant(self, value: Any, dtype: Any = None, *, is_weak: bool = False) -> Edge:
         """See `LoweringContext`."""
         array = np.asarray(value, dtype=dtype)
-        key = (array.dtype, array.shape, array.tobytes())
+        key = (array.dtype, array.shape, is_weak, array.tobytes())
         edge = self._constants.get(key)
         if edge is None:
-            (edge,) = self._container.add_node(
-                "Const", (), {"value": array, "dtype": array.dtype}, "Const"
-            )
+            attrs = {"value": array, "dtype": array.dtype}
+            if is_weak:
+                attrs[_definition.WEAK_TYPE_ATTR] = True
+            (edge,) = self._container.add_node("Const", (), attrs, "Const")
             edge.shape = array.shape
             self._constants[key] = edge
         # The caller may set the shape of an edge it returns; hand out a copy.

@@ -139,16 +139,13 @@ class CheckpointWriter:
         self.close()
 
     def _start(self, directory: str, job: Callable[[], None]) -> None:
-        run = functools.partial(self._run, directory, job)
-        if not self._blocking:
-            # Not a daemon: the interpreter joins such threads before it exits.
-            thread = threading.Thread(target=run, name="jaxmeta-checkpoint")
-            with contextlib.suppress(RuntimeError):  # no thread can start: at exit
-                thread.start()
-                self._thread = thread
-                return
-        run()
-        self.wait_until_finished()
+        # The interpreter joins threads that are no daemons before it exits; but one that is started
+        # by a function of `atexit` comes too late for that.
+        if self._blocking or not threading.main_thread().is_alive():
+            job()
+        else:
+            self._thread = threading.Thread(target=self._run, args=(directory, job))
+            self._thread.start()
 
     def _run(self, directory: str, job: Callable[[], None]) -> None:
         try:
@@ -368,6 +365,14 @@ def _start_shared_save(
 
     import orbax.checkpoint as ocp
 
+    offenders = [
+        f"{name!r}: dtype {array.dtype}"
+        for name, array in arrays.items()
+        if _key_impl(array) is None and _stored_dtype(np.dtype(array.dtype)) != array.dtype
+    ]
+    if offenders:
+        headline = f"cannot save {directory} from several processes: dtypes that Orbax has not"
+        raise errors.CheckpointError(errors.list_offenders(headline, offenders))
     tree: dict[str, Any] = {}
     for name, (*parents, last) in layout.tree_paths(arrays).items():
         array = arrays[name]

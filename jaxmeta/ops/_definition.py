@@ -31,6 +31,8 @@ from jaxmeta.graph import Edge
 
 JAX_ATTR_PREFIX: Final = "_jax_"
 PRIMITIVE_ATTR: Final = "_jax_primitive"
+WEAK_TYPE_ATTR: Final = "_jax_weak_type"
+CAPTURED_ATTR: Final = "_jax_captured"  # on a Const that was an array the function closed over
 
 # Arguments that the executor fills in itself; they are not attrs of the node.
 LIBRARY: Final = "library"  # looks up functions by name

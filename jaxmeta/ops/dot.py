@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, xla_attrs
+from jaxmeta import dtypes, jaxprs, xla_attrs
 from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
@@ -40,7 +40,7 @@ def lower_dot_general(
     preferred_element_type: Any,
     out_sharding: Any,
 ) -> list[Edge]:
-    if out_sharding is not None:
+    if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on dot_general cannot be expressed")
     numbers = _plain(dimension_numbers)
     preferred = preferred_element_type is not None

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, op_defs
+from jaxmeta import dtypes, jaxprs, op_defs
 from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     LOWERINGS,
     PRIMITIVE_ATTR,
+    WEAK_TYPE_ATTR,
     LoweringContext,
     Spec,
     bools,
@@ -490,18 +491,18 @@ example(lambda x: lax.population_count(x), u32(5), gradient=False)
 def lower_convert_element_type(
     ctx: LoweringContext, x: Edge, *, new_dtype: Any, weak_type: bool, sharding: Any
 ) -> list[Edge]:
-    del weak_type  # the program does not depend on it
-    if sharding is not None:
+    if not jaxprs.is_trivial_sharding(sharding):
         raise ctx.unsupported("a sharding on convert_element_type cannot be expressed")
-    number = dtypes.dtype_to_number(new_dtype)
-    if number == x.number:
-        return ctx.node("Identity", x)
-    return ctx.node("Cast", x, DstT=new_dtype)
+    attrs = {WEAK_TYPE_ATTR: True} if weak_type else {}
+    return ctx.node("Cast", x, DstT=new_dtype, **attrs)
 
 
 @kernel("Cast")
-def cast(x: Any, *, DstT: int) -> Any:  # noqa: N803 - the attr's name
-    return lax.convert_element_type(x, dtypes.dtype_from_number(DstT))
+def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:  # noqa: N803 - the attr's
+    dtype = dtypes.dtype_from_number(DstT)
+    if jnp.iscomplexobj(x) and dtype.kind != "c":
+        return lax.convert_element_type(x, dtype)
+    return jaxprs.cast(x, dtype, is_weak=_jax_weak_type)
 
 
 example(lambda x: lax.convert_element_type(x, np.float32), i32(5))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes
+from jaxmeta import dtypes, jaxprs
 from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
@@ -31,7 +32,7 @@ def _reduction(op: str, primitive: str, fn: Callable[..., Any], *specs: Any) -> 
     """Registers a reduction over axes."""
 
     def lower(ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None) -> list[Edge]:
-        if out_sharding is not None:
+        if not jaxprs.is_trivial_sharding(out_sharding):
             raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
         return ctx.node(op, x, ctx.constant([int(axis) for axis in axes], np.int32))
 
@@ -61,6 +62,18 @@ _reduction("Max", "reduce_max", lax.reduce_max, f32(3, 4), i32(3, 4))
 _reduction("Min", "reduce_min", lax.reduce_min, f32(3, 4))
 _reduction("All", "reduce_and", lax.reduce_and, bools(3, 4))
 _reduction("Any", "reduce_or", lax.reduce_or, bools(3, 4))
+
+
+@lowering("psum")
+def lower_psum(ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any) -> list[Edge]:
+    """A psum whose axis `jax.vmap` mapped is a sum over an axis of the array."""
+    if axis_index_groups is not None or not all(isinstance(axis, int) for axis in axes):
+        raise ctx.unsupported(f"a psum over the mesh axes {axes} has no node form yet")
+    places = ctx.constant([int(axis) for axis in axes], np.int32)
+    return [edge for x in arrays for edge in ctx.node("Sum", x, places)]
+
+
+example(lambda x: jax.vmap(lambda row: lax.psum(row, "i"), axis_name="i")(x), f32(3, 4))
 
 # --- arg-reductions ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes
+from jaxmeta import dtypes, jaxprs
 from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -55,9 +55,20 @@ def lower_reshape(
     ctx: LoweringContext, x: Edge, *, new_sizes: Any, dimensions: Any, sharding: Any
 ) -> list[Edge]:
     del new_sizes  # the result's shape
-    if dimensions is not None or sharding is not None:
-        raise ctx.unsupported("a reshape with dimensions or a sharding cannot be expressed")
-    return ctx.node("Reshape", x, _shape_constant(ctx, ctx.out_avals[0].shape))
+    if not jaxprs.is_trivial_sharding(sharding):
+        raise ctx.unsupported("a reshape with a sharding cannot be expressed")
+    sizes = tuple(ctx.out_avals[0].shape)
+    if dimensions is None:
+        return ctx.node("Reshape", x, _shape_constant(ctx, sizes))
+    order = _ints(dimensions)
+    return ctx.composite(
+        "reshape", lambda a: lax.reshape(lax.transpose(a, order), sizes), x, sizes=sizes, order=order
+    )
+
+
+@restores("reshape")
+def restore_reshape(x: Any, *, sizes: tuple[int, ...], order: tuple[int, ...]) -> Any:
+    return lax.reshape(x, sizes, order)
 
 
 @kernel("Reshape", static=("shape",))
@@ -67,6 +78,7 @@ def reshape(tensor: Any, shape: np.ndarray[Any, Any]) -> Any:
 
 
 example(lambda x: lax.reshape(x, (4, 3)), f32(3, 4))
+example(lambda x: lax.reshape(x, (4, 3), (1, 0)), f32(3, 4))
 
 
 @lowering("squeeze")
@@ -129,7 +141,7 @@ def lower_broadcast_in_dim(
     sharding: Any,
 ) -> list[Edge]:
     del shape  # the result's
-    if dynamic_sizes or sharding is not None:
+    if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
         raise ctx.unsupported("broadcast_in_dim with a dynamic shape or a sharding")
     out_shape = ctx.out_avals[0].shape
     rank = len(out_shape)
@@ -206,7 +218,7 @@ def fill(dims: np.ndarray[Any, Any], value: Any) -> Any:
 def lower_iota(
     ctx: LoweringContext, *dynamic_sizes: Edge, dtype: Any, shape: Any, dimension: int, sharding: Any
 ) -> list[Edge]:
-    if dynamic_sizes or sharding is not None:
+    if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
         raise ctx.unsupported("iota with a dynamic shape or a sharding")
     sizes = _ints(shape)
     if len(sizes) == 1 and _range_takes(dtype):

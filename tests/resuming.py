@@ -1,0 +1,138 @@
+"""A process that resumes saved programs, and never saw the libraries they were written with.
+
+`Resumer` starts it and asks it; run as a script, this file is that process: it reads one request a
+line from standard input and answers with one line. Importing a model library there fails.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+LIBRARIES = ("flax", "optax", "equinox", "chex", "tensorflow", "programs", "sklearn")
+
+
+class _Refusing(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname.split(".")[0] in LIBRARIES:
+            raise ImportError(f"{fullname} must not be needed to resume")
+
+
+class Resumer:
+    """Asks a fresh process to load checkpoints and to run their signatures."""
+
+    def __init__(self, python: str = sys.executable, env: dict[str, str] | None = None) -> None:
+        root = pathlib.Path(__file__).parents[1]
+        self._process = subprocess.Popen(
+            [python, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), **(env or {})},
+        )
+
+    def resume(self, prefix: str, steps: int, folder: pathlib.Path, **options: Any) -> dict:
+        """Runs a saved train step on the batches in a folder; see `_resume`."""
+        request = {"prefix": prefix, "steps": steps, "folder": str(folder), **options}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline() or '{"error": "the process died"}')
+        if "error" in answer:
+            raise AssertionError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def write_leaves(path: pathlib.Path, leaves: list[Any]) -> None:
+    """Writes arrays as raw bytes with their dtypes, so that small floats keep theirs."""
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    np.savez(path, **{f"a{i:05d}": np.frombuffer(a.tobytes(), np.uint8) for i, a in enumerate(arrays)})
+    described = [[str(a.dtype), list(a.shape)] for a in arrays]
+    path.with_suffix(".json").write_text(json.dumps(described))
+
+
+def read_leaves(path: pathlib.Path) -> list[Any]:
+    """Returns what `write_leaves` wrote."""
+    import ml_dtypes
+
+    described = json.loads(path.with_suffix(".json").read_text())
+    with np.load(path) as stored:
+        raw = [stored[name] for name in sorted(stored.files)]
+    return [
+        np.frombuffer(data.tobytes(), np.dtype(getattr(ml_dtypes, dtype, dtype))).reshape(shape)
+        for data, (dtype, shape) in zip(raw, described, strict=True)
+    ]
+
+
+def plain_leaves(tree: Any) -> list[Any]:
+    """Returns the leaves of a tree as numpy arrays; typed keys as their data."""
+    import jax
+
+    def plain(leaf: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return [plain(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _resume(request: dict[str, Any]) -> dict[str, Any]:
+    """Loads a checkpoint, runs its train step, and writes state, metrics and optimized HLO."""
+    import jax
+
+    import jaxmeta as jm
+    from jaxmeta import building, trees
+
+    folder = pathlib.Path(request["folder"])
+    run = jm.load(request["prefix"])
+    name = request.get("signature", "train_step")
+    step = run[name]
+    batch_tree = building.argument_tree(run.graph.signatures[name].arguments, 1)
+    state, metrics = run.state, []
+    text = ""
+    for i in range(request["steps"]):
+        batch = trees.build(batch_tree, iter(read_leaves(folder / f"batch{i}.npz")))
+        if not i and request.get("hlo"):
+            text = step.lower(state, batch).compile().as_text()
+        state, values = step(state, batch)
+        metrics.extend(plain_leaves(values))
+    write_leaves(folder / "resumed.npz", plain_leaves(state) + metrics)
+    (folder / "resumed.hlo").write_text(text)
+    if prefix := request.get("save"):
+        with jm.Saver(run.graph) as saver:
+            saver.save(state, prefix)
+    found = [library for library in LIBRARIES if library in sys.modules]
+    return {"jax": jax.__version__, "libraries": found}
+
+
+def main() -> None:
+    """Answers requests until standard input ends."""
+    sys.meta_path.insert(0, _Refusing())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints must not disturb the answers
+    for line in sys.stdin:
+        try:
+            answer = _resume(json.loads(line))
+        except Exception as error:
+            notes = getattr(error, "__notes__", [])
+            answer = {"error": "\n".join([f"{type(error).__name__}: {error}", *notes])}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Each program of `programs` is saved here and trained on in a process without its libraries."""
+
+from __future__ import annotations
+
+import hlo
+import jax
+import numpy as np
+import programs
+import pytest
+import resuming
+
+import jaxmeta as jm
+
+STEPS = 10
+NAMES = list(programs.all_programs())
+
+
+@pytest.fixture(scope="module")
+def resumer():
+    process = resuming.Resumer()
+    yield process
+    process.close()
+
+
+def _save(program, folder):
+    """Saves a program's first state, and returns its results after some steps, and its HLO."""
+    step, state, batches = program.make()
+    graph = jm.Graph()
+    graph.add_signature("train_step", step, graph.variables(state), batches(0), updates=0)
+    with jm.Saver(graph) as saver:
+        prefix = saver.save(state, folder / "model", global_step=0)
+    if program.jit == "none":
+        step = jax.jit(step, donate_argnums=0)
+    text = step.lower(state, batches(0)).compile().as_text()
+    metrics = []
+    for i in range(STEPS):
+        resuming.write_leaves(folder / f"batch{i}.npz", jax.tree.leaves(batches(i)))
+        state, values = step(state, batches(i))
+        metrics.extend(resuming.plain_leaves(values))
+    return prefix, resuming.plain_leaves(state) + metrics, text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_program_trains_on_bit_for_bit_without_its_libraries(name, tmp_path, resumer):
+    prefix, expected, text = _save(programs.get(name), tmp_path)
+
+    answer = resumer.resume(prefix, STEPS, tmp_path, hlo=True)
+
+    assert answer["libraries"] == []
+    found = resuming.read_leaves(tmp_path / "resumed.npz")
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.view(np.uint8), other.reshape(one.shape).view(np.uint8))
+    difference = hlo.first_difference(text, (tmp_path / "resumed.hlo").read_text())
+    assert difference is None, difference
