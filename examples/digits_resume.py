@@ -21,11 +21,11 @@ from tqdm import tqdm
 import jaxmeta as jm
 
 SAVE_EVERY = 20
-DIGITS_SHOWN = 10
+DIGITS_SHOWN = 6
 
 
 def train_on(directory: pathlib.Path) -> jm.Program:
-    """Trains from the last checkpoint to the end of the data; returns the program with its state."""
+    """Trains from the last checkpoint to the end of the data; returns the program as saved then."""
     data = np.load(directory / "digits.npz")
     images, labels, order = data["image"], data["label"], data["order"]
     run = jm.load(jm.latest_checkpoint(directory))
@@ -42,7 +42,7 @@ def train_on(directory: pathlib.Path) -> jm.Program:
                 saver.save(state, directory / "model", global_step=step)
             numbers = {name: float(value) for name, value in metrics.items()}
             print(json.dumps({"step": step, **numbers}), file=log, flush=True)
-            bar.set_postfix(numbers)
+            bar.set_postfix(numbers, refresh=False)
     return jm.load(jm.latest_checkpoint(directory))
 
 

@@ -56,7 +56,7 @@ def create_state(seed: int) -> TrainState:
     """Returns the state at step 0."""
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     variables = CNN().init(init_key, jnp.zeros((1, 8, 8, 1)), train=False)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, STEPS // 10, STEPS)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, STEPS // 10, STEPS)
     return TrainState.create(
         apply_fn=CNN().apply,
         params=variables["params"],
@@ -136,7 +136,7 @@ def main(directory: pathlib.Path) -> None:
                 saver.save(state, directory / "model", global_step=step)  # jaxmeta
             numbers = {name: float(value) for name, value in metrics.items()}
             print(json.dumps({"step": step, **numbers}), file=log, flush=True)
-            bar.set_postfix(numbers)
+            bar.set_postfix(numbers, refresh=False)
 
 
 if __name__ == "__main__":

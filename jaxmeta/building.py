@@ -20,7 +20,7 @@ GLOBAL_VARIABLES: Final = "variables"
 TRAINABLE_VARIABLES: Final = "trainable_variables"
 TRAIN_OP: Final = "train_op"
 
-SIGNATURE_ATTR: Final = "_jax_function_name"
+SIGNATURE_ATTR: Final = "_jax_signature"  # on the node that calls it: its name
 
 # Arrays that a traced function closed over: larger ones become variables, smaller ones constants.
 _LARGEST_CONSTANT_BYTES: Final = 1024
@@ -160,7 +160,8 @@ class Graph(graph.GraphBuilder):
 def signature_attrs(signature: Signature) -> Mapping[str, Any]:
     """Returns the attrs of a signature's node that record what its trees do not."""
     attrs: dict[str, Any] = {
-        SIGNATURE_ATTR: signature.function_name,
+        SIGNATURE_ATTR: signature.name,
+        "_jax_function_name": signature.function_name,
         "_jax_donated": signature.donated,
         "_jax_updates": tuple(index for pair in signature.updates for index in pair),
     }

@@ -8,12 +8,11 @@ Nothing here knows an op by name; what is special about an op stands in its kern
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +40,11 @@ def paused_gc() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                # Moves what was made to the oldest generation without looking at it, so that the
+                # next young collections do not go through it all.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -77,17 +81,17 @@ class State:
         self.written[name] = None
 
 
-@dataclasses.dataclass(slots=True)
-class _Step:
-    """One node of a plan."""
-
-    run: Callable[..., Any]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    is_single: bool
-    is_stateful: bool
-    static: frozenset[int]
-    node: graph_pb2.NodeDef
+# One node of a plan: the function, the places of its inputs, the place of its only output or else
+# -1 and the places of all, the kernel, and the node. A plain tuple, because a plan has one for
+# each node of graphs that may have a million.
+_Step: TypeAlias = tuple[
+    Callable[..., Any],
+    Sequence[int],
+    int,
+    Sequence[int],
+    _definition.Kernel,
+    graph_pb2.NodeDef,
+]
 
 
 class Function:
@@ -181,13 +185,11 @@ class Plan:
         arguments: Sequence[int],
         steps: Sequence[_Step],
         results: Sequence[int],
-        static_steps: frozenset[int],
     ) -> None:
         self._initial = initial
         self._arguments = tuple(arguments)
         self._steps = steps
         self._results = tuple(results)
-        self._static_steps = static_steps
 
     def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
         """Runs all steps and returns the results.
@@ -201,39 +203,46 @@ class Plan:
         step = None
         try:
             for step in self._steps:
-                inputs = [env[place] for place in step.inputs]
-                if step.static:
-                    _require_static(step, inputs)
-                if step.is_stateful:
+                run, places, output, outputs, kernel, node = step
+                inputs = [env[place] for place in places]
+                if kernel.static:
+                    _require_static(kernel, node, inputs)
+                if kernel.is_stateful:
                     inputs.insert(0, state)
-                outputs = step.run(*inputs)
-                if step.is_single and type(outputs) not in _SEQUENCES:
-                    env[step.outputs[0]] = outputs
+                result = run(*inputs)
+                if output >= 0:
+                    env[output] = result[0] if type(result) in _SEQUENCES else result
                 else:
-                    for place, value in zip(step.outputs, outputs, strict=True):
+                    for place, value in zip(outputs, result, strict=True):
                         env[place] = value
         except Exception as error:
             if step is not None:
-                error.add_note(f"while running node {step.node.name!r} ({step.node.op})")
+                error.add_note(f"while running node {step[-1].name!r} ({step[-1].op})")
             raise
         return [env[place] for place in self._results]
 
 
-def _require_static(step: _Step, inputs: list[Any]) -> None:
-    for index in step.static:
+def _require_static(
+    kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]
+) -> None:
+    """Turns the inputs that must be known while tracing into numpy arrays."""
+    for index in kernel.static:
         value = inputs[index]
         if isinstance(value, np.ndarray):
             continue
         if isinstance(value, jax.core.Tracer):
             raise errors.GraphError(
-                f"node {step.node.name!r} ({step.node.op}): its input {index} "
-                f"({step.node.input[index]!r}) must be known while tracing, but it depends on "
-                "what the function is given"
+                f"node {node.name!r} ({node.op}): its input {index} ({node.input[index]!r}) must "
+                "be known while tracing, but it depends on what the function is given"
             )
         inputs[index] = np.asarray(value)
 
 
 # --- planning --------------------------------------------------------------------------------
+
+
+class _UnknownInput(errors.GraphError):
+    """A node's input is not among the nodes before it."""
 
 
 class _Planner:
@@ -245,7 +254,6 @@ class _Planner:
         self.env: list[Any] = []
         self.steps: list[_Step] = []
         self.unsupported: dict[str, None] = {}
-        self._static_inputs: list[tuple[_Step, int]] = []
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -257,19 +265,34 @@ class _Planner:
     def add_node(
         self, node: graph_pb2.NodeDef, output_refs: Callable[[graph_pb2.NodeDef], list[str]]
     ) -> None:
-        """Adds the step of a node."""
-        if node.op == "Const":
+        """Adds the step of a node.
+
+        Raises:
+            _UnknownInput: an input was not added before.
+        """
+        op = node.op
+        if op == "Const":
             self._add_constant(node, output_refs(node)[0])
             return
-        kernel, run = self._bind_kernel(node)
-        if kernel is None:
-            return
-        inputs = tuple(self._place(node, ref) for ref in node.input if ref[0] != "^")
+        kernel, run = self._bind_kernel(node, op)
+        places = self.places
+        inputs = []
+        for ref in node.input:
+            place = places.get(ref)
+            if place is None:
+                if ref[0] == "^":
+                    continue
+                place = self._place(node, ref)
+            inputs.append(place)
         refs = output_refs(node)
-        outputs = tuple(self.add_place(ref) for ref in refs)
-        self.steps.append(
-            _Step(run, inputs, outputs, len(refs) == 1, kernel.is_stateful, kernel.static, node)
-        )
+        env = self.env
+        if len(refs) == 1:
+            output = places[refs[0]] = len(env)
+            env.append(None)
+            self.steps.append((run, inputs, output, (), kernel, node))
+        else:
+            outputs = [self.add_place(ref) for ref in refs]
+            self.steps.append((run, inputs, -1, outputs, kernel, node))
 
     def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
         attr = node.attr
@@ -279,7 +302,7 @@ class _Planner:
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
-            self.steps.append(_Step(make, (), (place,), True, False, frozenset(), node))
+            self.steps.append((make, (), place, (), _CALL_KERNEL, node))
         else:
             self.add_place(name, value)
 
@@ -288,27 +311,25 @@ class _Planner:
         if place is None:
             place = self.places.get(f"{ref}:0" if ":" not in ref else ref.removesuffix(":0"))
         if place is None:
-            raise errors.GraphError(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
+            raise _UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
         return place
 
     def _bind_kernel(
-        self, node: graph_pb2.NodeDef
-    ) -> tuple[_definition.Kernel | None, Callable[..., Any]]:
+        self, node: graph_pb2.NodeDef, op: str
+    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
         attr = node.attr
-        primitive = ""
         kernel = None
         if _definition.PRIMITIVE_ATTR in attr:
             primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
             kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
         if kernel is None:
-            kernel = _definition.KERNELS.get(node.op)
-        if kernel is None and node.op not in self.unsupported:
-            function = self._library.get(node.op)
+            kernel = _definition.KERNELS.get(op)
+        if kernel is None:
+            function = self._library.get(op)
             if function is not None:
                 return _CALL_KERNEL, function
-            self.unsupported[f"{node.op}  (node {node.name!r})"] = None
-        if kernel is None:
-            return None, _refuse
+            self.unsupported[f"{op}  (node {node.name!r})"] = None
+            return _CALL_KERNEL, _refuse
         if not (kernel.attrs or kernel.injected):
             return kernel, kernel.run
         return kernel, self._with_attrs(node, kernel)
@@ -372,7 +393,7 @@ class _Planner:
                     "Feed their outputs, or fetch what does not depend on them.",
                 )
             )
-        return Plan(self.env, arguments, self.steps, results, frozenset())
+        return Plan(self.env, arguments, self.steps, results)
 
 
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
@@ -387,15 +408,16 @@ def _function_refs(library: Library) -> Callable[[graph_pb2.NodeDef], list[str]]
     single: dict[str, str] = {}
 
     def refs(node: graph_pb2.NodeDef) -> list[str]:
-        suffix = single.get(node.op)
+        op = node.op
+        suffix = single.get(op)
         if suffix is not None:
             return [node.name + suffix]
-        function = library.definition(node.op)
+        function = library.definition(op)
         op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
         outputs = op_def.output_arg
         if len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr):
-            single[node.op] = f":{outputs[0].name}:0"
-            return [node.name + single[node.op]]
+            single[op] = f":{outputs[0].name}:0"
+            return [node.name + single[op]]
         return [
             f"{node.name}:{name}:{index}"
             for name, count in op_defs.output_names(op_def, node)
@@ -406,13 +428,31 @@ def _function_refs(library: Library) -> Callable[[graph_pb2.NodeDef], list[str]]
 
 
 def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
-    """Returns the plan of a library function; its nodes run in the order in which they stand."""
+    """Returns the plan of a library function; its nodes run in the order in which they stand.
+
+    Where a node stands before one of its inputs, they are sorted first.
+
+    Raises:
+        GraphError: an input or a result is unknown, or the nodes form a cycle.
+        UnsupportedOpError: some of the ops have no kernel.
+    """
+    try:
+        return _plan_in_order(function, function.node_def, library)
+    except _UnknownInput:
+        by_name = {node.name: node for node in function.node_def}
+        arguments = {argument.name for argument in function.signature.input_arg}
+        return _plan_in_order(function, sort_nodes(by_name, by_name, given=arguments), library)
+
+
+def _plan_in_order(
+    function: graph_pb2.FunctionDef, nodes: Iterable[graph_pb2.NodeDef], library: Library
+) -> Plan:
     planner = _Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
     refs = _function_refs(library)
+    for node in nodes:
+        planner.add_node(node, refs)
     try:
-        for node in _ordered(function.node_def):
-            planner.add_node(node, refs)
         results = [
             planner.places[function.ret[argument.name]]
             for argument in function.signature.output_arg
@@ -424,23 +464,11 @@ def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
     return planner.finish(arguments, results)
 
 
-def _ordered(nodes: Sequence[graph_pb2.NodeDef]) -> Iterable[graph_pb2.NodeDef]:
-    """Returns nodes so that each follows its inputs; as they stand where they do so already."""
-    by_name = {node.name: node for node in nodes}
-    seen: set[str] = set()
-    for node in nodes:
-        for ref in node.input:
-            name = ref.lstrip("^").split(":", 1)[0]
-            if name in by_name and name not in seen:
-                return sort_nodes(by_name, by_name)
-        seen.add(node.name)
-    return nodes
-
-
 def sort_nodes(
     nodes: Mapping[str, graph_pb2.NodeDef],
     wanted: Iterable[str],
     stop_at: frozenset[str] = frozenset(),
+    given: Collection[str] = (),
 ) -> list[graph_pb2.NodeDef]:
     """Returns the wanted nodes and all they depend on, each after its inputs.
 
@@ -448,6 +476,7 @@ def sort_nodes(
         nodes: by name.
         wanted: names of nodes.
         stop_at: nodes whose inputs are not followed, because their outputs are fed.
+        given: names that are no nodes: a function's arguments.
 
     Raises:
         GraphError: an input is missing, or the nodes form a cycle.
@@ -461,7 +490,7 @@ def sort_nodes(
             state[name] = True
             ordered.append(nodes[name])
             continue
-        if name in state:
+        if name in state or name in given:
             continue
         if name not in nodes:
             raise errors.GraphError(f"the graph has no node named {name!r}")

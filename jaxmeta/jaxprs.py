@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
+from jax.extend import random as jax_random
 
 Jaxpr = Any
 Eqn = Any
@@ -84,6 +85,23 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 def impl_name(impl: Any) -> str:
     """Returns the name of the PRNG implementation that a primitive's parameter holds."""
     return str(getattr(impl, "name", impl))
+
+
+def prng_implementation(name: str) -> Any:
+    """Returns JAX's own implementation of typed keys: functions of their uint32 data, or None."""
+    known = (
+        jax_random.threefry_prng_impl,
+        jax_random.rbg_prng_impl,
+        jax_random.unsafe_rbg_prng_impl,
+    )
+    return next((impl for impl in known if impl_name(impl) == name), None)
+
+
+def is_threefry_partitionable(eqn: Eqn) -> bool:
+    """Returns which of its two orders of counters threefry has in an eqn."""
+    context = getattr(eqn, "ctx", None)
+    default = jax.config.jax_threefry_partitionable
+    return bool(getattr(context, "threefry_partitionable", default))
 
 
 def user_location(eqn: Eqn) -> str:

@@ -424,6 +424,12 @@ def _variable_from_bytes(content: bytes, collection: str, target: building.Graph
 def _read_signatures(
     source: str, meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph
 ) -> None:
+    calls = {
+        node.attr[building.SIGNATURE_ATTR].s.decode(): node
+        for node in target.nodes.values()
+        if node.op == "PartitionedCall" and building.SIGNATURE_ATTR in node.attr
+    }
+    is_ours = meta_graph.meta_info_def.meta_graph_version.startswith(_WRITER)
     for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
         if name.startswith(_TREE_PREFIX):
             tree = trees.tree_from_proto(concrete.output_signature)
@@ -434,14 +440,19 @@ def _read_signatures(
             if unknown:
                 headline = f"{source}: the recorded state names variables that are not there:"
                 raise errors.FormatError(errors.list_offenders(headline, unknown))
-        elif name in target.nodes and building.SIGNATURE_ATTR in target.nodes[name].attr:
-            target.signatures[name] = _read_signature(name, concrete, target)
+        elif name in calls:
+            target.signatures[name] = _read_signature(name, calls[name], concrete, target)
+        elif is_ours:
+            raise errors.FormatError(f"{source}: no node is marked as the signature {name!r}")
 
 
 def _read_signature(
-    name: str, concrete: meta_graph_pb2.SavedConcreteFunction, target: building.Graph
+    name: str,
+    node: graph_pb2.NodeDef,
+    concrete: meta_graph_pb2.SavedConcreteFunction,
+    target: building.Graph,
 ) -> Signature:
-    attr = target.nodes[name].attr
+    attr = node.attr
     facts = {
         field: values.attr_from_proto(attr[f"_jax_{field}"])
         for field in ("function_name", "donated", "updates", "train_op", "result_key_impls")

@@ -284,9 +284,12 @@ class Lowerer:
         name: str,
         inputs: Sequence[Any],
         fill: Callable[[Lowerer, list[Edge]], Sequence[Edge]],
+        key: Any = None,
     ) -> str:
         """See `LoweringContext`."""
         tracing = self._tracing
+        if key is not None and (name, key) in tracing.names_by_key:
+            return tracing.names_by_key[name, key]
         body = graph.FunctionBody(tracing.graph.unique_function_name(name), tracing.library)
         lowerer = Lowerer(tracing, body)
         lowerer.eqn = self.eqn
@@ -295,6 +298,8 @@ class Lowerer:
             for index, aval in enumerate(inputs)
         ]
         tracing.stage(body.finish(fill(lowerer, arguments)))
+        if key is not None:
+            tracing.names_by_key[name, key] = body.function.signature.name
         return body.function.signature.name
 
     def rule_functions(
@@ -343,9 +348,12 @@ class Lowerer:
         name: str,
         inputs: Sequence[Any],
         fill: Callable[[Lowerer, list[Edge]], Sequence[Edge]],
+        key: Any = None,
     ) -> str:
         """See `LoweringContext`."""
         tracing = self._tracing
+        if key is not None and (name, key) in tracing.names_by_key:
+            return tracing.names_by_key[name, key]
         body = graph.FunctionBody(tracing.graph.unique_function_name(name), tracing.library)
         lowerer = Lowerer(tracing, body)
         lowerer.eqn = self.eqn
@@ -354,6 +362,8 @@ class Lowerer:
             for index, aval in enumerate(inputs)
         ]
         tracing.stage(body.finish(fill(lowerer, arguments)))
+        if key is not None:
+            tracing.names_by_key[name, key] = body.function.signature.name
         return body.function.signature.name
 
     def rule_function(

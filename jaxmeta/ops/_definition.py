@@ -89,8 +89,12 @@ class LoweringContext(Protocol):
         name: str,
         inputs: Sequence[Any],
         fill: Callable[[LoweringContext, list[Edge]], Sequence[Edge]],
+        key: Any = None,
     ) -> str:
-        """Returns the name of a library function whose nodes ``fill`` adds by hand."""
+        """Returns the name of a library function whose nodes ``fill`` adds by hand.
+
+        Where a key is given, a function of the same name and key is built only once.
+        """
 
     def unsupported(self, reason: str) -> Exception:
         """Returns the exception to raise where this eqn has no node form."""

@@ -236,7 +236,7 @@ example(
     f32(3),
 )
 example(
-    lambda p, x: jax.vmap(lambda q: lax.cond(q, jnp.sin, jnp.cos, x))(p), bools(3), f32(), f32()
+    lambda p, x: jax.vmap(lambda q: lax.cond(q, jnp.sin, jnp.cos, x))(p), bools(3), f32()
 )
 
 # --- platform_dependent ------------------------------------------------------------------------
@@ -429,7 +429,7 @@ example(lambda x: lax.scan(lambda c, _: (c * 2.0, c), x, length=3), f32(2))
 example(lambda x: lax.scan(lambda c, a: (c, a * 2.0), None, x), f32(3, 2))
 example(lambda x: lax.scan(lambda c, a: (c + a, None), 0.0, x), f32(0))
 example(lambda x: lax.scan(lambda c, a: lax.scan(lambda d, b: (d * b, d), c, a), 1.0, x), f32(3, 4))
-example(lambda w, x: jax.grad(lambda v: jnp.sum(_mixed_scan(v, *x)[0]))(w), f32(), _SCANNED[1:])
+example(lambda w, *rest: jax.grad(lambda v: jnp.sum(_mixed_scan(v, *rest)[0]))(w), *_SCANNED)
 example(
     lambda x: jax.grad(lambda v: jax.checkpoint(lambda u: _rnn(u))(v))(x), f32(3), gradient=False
 )

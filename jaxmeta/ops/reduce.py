@@ -69,6 +69,8 @@ def lower_psum(ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups
     """A psum whose axis `jax.vmap` mapped is a sum over an axis of the array."""
     if axis_index_groups is not None or not all(isinstance(axis, int) for axis in axes):
         raise ctx.unsupported(f"a psum over the mesh axes {axes} has no node form yet")
+    if not axes:
+        return [edge for x in arrays for edge in ctx.node("Identity", x)]
     places = ctx.constant([int(axis) for axis in axes], np.int32)
     return [edge for x in arrays for edge in ctx.node("Sum", x, places)]
 
