@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -19,7 +20,7 @@ from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _WORKER = "--worker"
-_PACKAGES = ("jax", "flax", "orbax-checkpoint", "protobuf", "tensorflow-cpu", "tensorflow")
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "protobuf", "tensorflow-cpu")
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
@@ -101,22 +102,18 @@ def has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """Returns a line about the machine, the versions and the day."""
-    cpu = platform.processor() or platform.machine()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(": ", 1)[1] for line in info.read_text().splitlines() if "model na" in line
-        ]
-        cpu = names[0] if names else cpu
-    versions = [f"Python {platform.python_version()}"]
+    facts = [f"{os.cpu_count()} x {_processor()}", f"Python {platform.python_version()}"]
     for name in _PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    today = datetime.datetime.now(datetime.UTC).date()
-    return (
-        f"{os.cpu_count()} x {cpu}; {', '.join(versions)}; {today}; load {os.getloadavg()[0]:.1f}"
-    )
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            facts.append(f"{name} {importlib.metadata.version(name)}")
+    load = f"load {os.getloadavg()[0]:.1f}"
+    return ", ".join([*facts, str(datetime.datetime.now(datetime.UTC).date()), load])

@@ -97,11 +97,10 @@ def prng_implementation(name: str) -> Any:
     return next((impl for impl in known if impl_name(impl) == name), None)
 
 
-def is_threefry_partitionable(eqn: Eqn) -> bool:
-    """Returns which of its two orders of counters threefry has in an eqn."""
-    context = getattr(eqn, "ctx", None)
-    default = jax.config.jax_threefry_partitionable
-    return bool(getattr(context, "threefry_partitionable", default))
+def is_threefry_partitionable(eqn: Eqn = None) -> bool:
+    """Returns which of its two orders of counters threefry has, in an eqn or just now."""
+    setting = jax.config.read("jax_threefry_partitionable")
+    return bool(getattr(getattr(eqn, "ctx", None), "threefry_partitionable", setting))
 
 
 def user_location(eqn: Eqn) -> str:

@@ -103,15 +103,14 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
     step = run[name]
     batch_tree = building.argument_tree(run.graph.signatures[name].arguments, 1)
     state, metrics = run.state, []
-    text = ""
+    compiled = None
     for i in range(request["steps"]):
         batch = trees.build(batch_tree, iter(read_leaves(folder / f"batch{i}.npz")))
-        if not i and request.get("hlo"):
-            text = step.lower(state, batch).compile().as_text()
-        state, values = step(state, batch)
+        compiled = compiled or step.lower(state, batch).compile()
+        state, values = compiled(state, batch)
         metrics.extend(plain_leaves(values))
     write_leaves(folder / "resumed.npz", plain_leaves(state) + metrics)
-    (folder / "resumed.hlo").write_text(text)
+    (folder / "resumed.hlo").write_text(compiled.as_text())
     if prefix := request.get("save"):
         with jm.Saver(run.graph) as saver:
             saver.save(state, prefix)

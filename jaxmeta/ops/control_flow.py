@@ -9,8 +9,9 @@ stays a function of its own, which reading takes from the call's attrs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,15 +25,14 @@ from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
-    Spec,
     bools,
     example,
     f32,
     i32,
+    is_jax_array,
     kernel,
     lowering,
     restores,
-    u32,
 )
 
 
@@ -109,7 +109,7 @@ def _any_of_batch(cond: Any, body: Any, num_consts: int) -> tuple[Any, Any]:
 
 @kernel("StatelessWhile")
 def stateless_while(
-    *input: Any,  # noqa: A002
+    *input: Any,
     cond: Any,
     body: Any,
     _jax_cond: Any = None,
@@ -117,6 +117,8 @@ def stateless_while(
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
+    if not all(map(_is_array, input)):
+        return _run_while(None, cond, body, input)
     split = _jax_cond_nconsts
     num_consts = split + _jax_body_nconsts
     run_cond, run_body = _jax_cond or cond, _jax_body or body
@@ -125,7 +127,7 @@ def stateless_while(
 
     def holds(*operands: Any) -> Any:
         (predicate,) = run_cond(*operands[:split], *after, *operands[split:])
-        return predicate if predicate.ndim else _as_predicate(predicate)
+        return predicate if _jax_cond else _as_predicate(predicate)
 
     def step(*operands: Any) -> Any:
         return run_body(*before, *operands)[num_consts:]
@@ -133,13 +135,6 @@ def stateless_while(
     constants, carry = input[:num_consts], input[num_consts:]
     results = jaxprs.bind_while(holds, step, constants[:split], constants[split:], carry)
     return [*constants, *results]
-
-
-def _as_predicate(value: Any) -> Any:
-    """Returns the truth that TensorFlow sees in a scalar; a tensor holds where it is not empty."""
-    if value.ndim:
-        return np.asarray(value.size > 0)
-    return value if value.dtype == np.bool_ else lax.ne(value, np.zeros((), value.dtype))
 
 
 example(
@@ -152,7 +147,9 @@ example(
     gradient=False,
 )
 example(lambda x: lax.fori_loop(0, 5, lambda i, c: c * 0.5 + i, x), f32(3))
-example(lambda n, x: lax.fori_loop(0, n, lambda i, c: c * 0.5 + i, x), i32(), f32(3), gradient=False)
+example(
+    lambda n, x: lax.fori_loop(0, n, lambda i, c: c * 0.5 + i, x), i32(), f32(3), gradient=False
+)
 example(
     lambda x: lax.while_loop(lambda c: c[0] < 7, lambda c: (c[0] + 2, c[1] * 0.5), (0, x)),
     f32(3),
@@ -204,27 +201,14 @@ def lower_cond(
 @kernel("StatelessCase")
 def stateless_case(
     branch_index: Any,
-    *input: Any,  # noqa: A002
+    *input: Any,
     branches: Sequence[Any],
     _jax_is_clamped: bool = False,
     _jax_platforms: Sequence[bytes] = (),
 ) -> list[Any]:
     if _jax_is_clamped:
         return jaxprs.bind_cond(branch_index, input, branches, _read_platforms(_jax_platforms))
-    last = np.asarray(len(branches) - 1, branch_index.dtype)
-    is_in_range = (branch_index >= 0) & (branch_index <= last)
-    return jaxprs.bind_cond(jnp.where(is_in_range, branch_index, last), input, branches)
-
-
-@kernel("StatelessIf")
-def stateless_if(
-    cond: Any,
-    *input: Any,  # noqa: A002
-    then_branch: Any,
-    else_branch: Any,
-) -> list[Any]:
-    index = lax.convert_element_type(_as_predicate(cond), np.int32)
-    return jaxprs.bind_cond(index, input, [else_branch, then_branch])
+    return _run_case(None, branch_index, input, branches)
 
 
 example(lambda p, x: lax.cond(p, lambda a: a * 2.0, jnp.sin, x), bools(), f32(3))
@@ -235,9 +219,109 @@ example(
     i32(low=-2, high=0),
     f32(3),
 )
-example(
-    lambda p, x: jax.vmap(lambda q: lax.cond(q, jnp.sin, jnp.cos, x))(p), bools(3), f32()
-)
+example(lambda p, x: jax.vmap(lambda q: lax.cond(q, jnp.sin, jnp.cos, x))(p), bools(3), f32())
+
+# --- TensorFlow's own branches and loops -------------------------------------------------------
+
+# Their operands may be handles of variables, which the functions read and assign.
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype")
+
+
+def _as_predicate(value: Any) -> Any:
+    """Returns the truth that TensorFlow sees in a scalar; a tensor holds where it is not empty."""
+    if np.ndim(value):
+        return np.asarray(np.size(value) > 0)
+    return value if value.dtype == np.bool_ else value != np.zeros((), value.dtype)
+
+
+def _fork(state: Any) -> Any:
+    """Returns a copy of the state, for a function that may run or not, or many times."""
+    return None if state is None else type(state)(state.values)
+
+
+def _written_names(state: Any, functions: Sequence[Any], operands: Sequence[Any]) -> list[str]:
+    """Returns the names of the variables that some of the functions assign."""
+    names: dict[str, None] = {}
+    for function in functions if state is not None else ():
+        trial = _fork(state)
+        jax.eval_shape(functools.partial(_run_without_results, function, operands, trial))
+        names.update(trial.written)
+    return list(names)
+
+
+def _run_without_results(function: Any, operands: Sequence[Any], state: Any) -> None:
+    function(*operands, state=state)
+
+
+@kernel("Case")
+def case(state: Any, branch_index: Any, *input: Any, branches: Sequence[Any]) -> Any:
+    return _run_case(state, branch_index, input, branches)
+
+
+@kernel("If", "StatelessIf")
+def if_kernel(state: Any, cond: Any, *input: Any, then_branch: Any, else_branch: Any) -> Any:
+    index = _as_predicate(cond).astype(np.int32)
+    return _run_case(state, index, input, [else_branch, then_branch])
+
+
+def _run_case(state: Any, index: Any, operands: Sequence[Any], branches: Sequence[Any]) -> Any:
+    last = len(branches) - 1
+    if not is_jax_array(index):  # the other branches may not even fit the shapes
+        chosen = int(index) if 0 <= index <= last else last
+        return branches[chosen](*operands, state=state)
+    names = _written_names(state, branches, operands)
+
+    def run(branch: Any) -> Any:
+        local = _fork(state)
+        results = branch(*operands, state=local)
+        return results, [local.read(name) for name in names]
+
+    index = jnp.where((index < 0) | (index > last), np.asarray(last, index.dtype), index)
+    results, written = lax.switch(index, [functools.partial(run, branch) for branch in branches])
+    for name, value in zip(names, written, strict=True):
+        state.write(name, value)
+    return results
+
+
+@kernel("While")
+def while_kernel(state: Any, *input: Any, cond: Any, body: Any) -> list[Any]:
+    return _run_while(state, cond, body, input)
+
+
+def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
+    names = _written_names(state, [cond, body], operands)
+    leaves, treedef = jax.tree.flatten(list(operands))
+    places = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
+
+    def merge(arrays: Sequence[Any]) -> Any:
+        merged = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(treedef, list(merged.values()))
+
+    def run(function: Any, carry: Any) -> tuple[Any, Any]:
+        arrays, variables = carry
+        local = _fork(state)
+        for name, value in zip(names, variables, strict=True):
+            local.write(name, value)
+        return function(*merge(arrays), state=local), local
+
+    def holds(carry: Any) -> Any:
+        (predicate,), _ = run(cond, carry)
+        return _as_predicate(predicate)
+
+    def step(carry: Any) -> Any:
+        results, local = run(body, carry)
+        results = jax.tree.leaves(list(results))
+        return [results[place] for place in places], [local.read(name) for name in names]
+
+    init = [leaves[place] for place in places], [state.read(name) for name in names]
+    arrays, variables = lax.while_loop(holds, step, init)
+    for name, value in zip(names, variables, strict=True):
+        state.write(name, value)
+    return list(merge(arrays))
+
 
 # --- platform_dependent ------------------------------------------------------------------------
 
@@ -438,7 +522,10 @@ example(lambda x: lax.map(jnp.sin, x, batch_size=2), f32(5, 2))
 example(lambda x: lax.associative_scan(jnp.multiply, x), f32(5, 2))
 example(
     lambda x: lax.scan(
-        lambda c, a: (lax.cond(a > 0, lambda u: u * 2.0, jnp.sin, c), lax.switch(1, [jnp.sin] * 2, a)),
+        lambda c, a: (
+            lax.cond(a > 0, lambda u: u * 2.0, jnp.sin, c),
+            lax.cond(True, jnp.cos, jnp.sin, a),
+        ),
         1.0,
         x,
     ),
@@ -523,9 +610,7 @@ def restore_custom_linear_solve(
 
 
 def _diagonal_solve(scale: Any, b: Any, **options: Any) -> Any:
-    return lax.custom_linear_solve(
-        lambda x: x * scale, b, lambda _, y: y / scale, **options
-    )
+    return lax.custom_linear_solve(lambda x: x * scale, b, lambda _, y: y / scale, **options)
 
 
 example(lambda a, b: _diagonal_solve(a, b, symmetric=True), f32(3, low=1.0), f32(3))
@@ -588,7 +673,7 @@ def lower_optimization_barrier(ctx: LoweringContext, *arrays: Edge) -> list[Edge
 
 
 @kernel("XlaOptimizationBarrier")
-def optimization_barrier(*input: Any) -> list[Any]:  # noqa: A002
+def optimization_barrier(*input: Any) -> list[Any]:
     return list(lax.optimization_barrier(input))
 
 
@@ -620,6 +705,8 @@ example(
 
 
 @lowering("pvary")
-def lower_pvary(ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any = None) -> Any:
+def lower_pvary(
+    ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any = None
+) -> list[Edge]:
     del axes, axis_index_groups  # over which devices the type of a value varies
     return [edge for x in arrays for edge in ctx.node("Identity", x)]

@@ -103,14 +103,16 @@ def _conv2d(
     is_preferred: bool,
 ) -> list[Edge]:
     """Adds a Conv2D; the number of groups is what the channels of image and filter say."""
-    assert lhs.shape is not None and rhs.shape is not None
+    assert lhs.shape is not None
+    assert rhs.shape is not None
     attrs: dict[str, Any] = {}
     if names := xla_attrs.precision_to_names(precision):
         attrs["_jax_precision"] = names
     if is_preferred:
         attrs["_jax_is_preferred"] = True
-    padding, explicit = _padding_attrs(_ints(lhs.shape[1:3]), _ints(rhs.shape[:2]), strides, pads,
-                                       dilations)
+    padding, explicit = _padding_attrs(
+        _ints(lhs.shape[1:3]), _ints(rhs.shape[:2]), strides, pads, dilations
+    )
     return ctx.node(
         "Conv2D",
         lhs,
@@ -161,8 +163,8 @@ def spatial_axes(data_format: bytes, rank: int) -> tuple[int, ...]:
 
 @kernel("Conv2D")
 def conv2d(
-    input: Any,  # noqa: A002
-    filter: Any,  # noqa: A002
+    input: Any,
+    filter: Any,
     *,
     strides: tuple[int, ...],
     padding: bytes,
@@ -275,9 +277,7 @@ def _conv(
     **options: Any,
 ) -> Any:
     def run(x: jax.Array, w: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x, w, strides, padding, dimension_numbers=layout, **options
-        )
+        return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=layout, **options)
 
     run.__name__ = "conv"
     return run
@@ -316,23 +316,19 @@ example(_conv(lhs_dilation=(2, 3), padding=((1, 2), (2, 2))), _IMAGE, _PLAIN, to
 example(_conv(padding=((-1, 2), (2, -1))), _IMAGE, _PLAIN, tolerance=1e-4)
 example(_conv(batch_group_count=2), _IMAGE, f32(3, 3, 4, 6), tolerance=1e-4)
 example(_conv(layout=_NCHW_LAYOUT), f32(2, 4, 7, 6), f32(5, 4, 3, 3), tolerance=1e-4)
-example(
-    _conv((2,), layout=("NWC", "WIO", "NWC")), f32(2, 9, 4), f32(3, 4, 5), tolerance=1e-4
-)
+example(_conv((2,), layout=("NWC", "WIO", "NWC")), f32(2, 9, 4), f32(3, 4, 5), tolerance=1e-4)
 example(
     _conv((1, 2, 1), layout=("NDHWC", "DHWIO", "NDHWC")),
     f32(2, 4, 5, 6, 3),
     f32(2, 3, 2, 3, 4),
     tolerance=1e-4,
 )
-example(
-    lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME"), _IMAGE, _PLAIN, tolerance=1e-4
-)
+example(lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME"), _IMAGE, _PLAIN, tolerance=1e-4)
 example(_conv(padding="VALID"), i32(2, 5, 5, 3), i32(3, 3, 3, 2), gradient=False)
 example(_gradients(_conv((2, 2))), _IMAGE, _PLAIN, tolerance=1e-4)
 example(_gradients(_conv(feature_group_count=2)), _IMAGE, f32(3, 3, 2, 6), tolerance=1e-4)
 example(_gradients(_conv(layout=_NCHW_LAYOUT)), f32(2, 4, 7, 6), f32(5, 4, 3, 3), tolerance=1e-4)
+example(lambda x, w: jax.vmap(_conv(), (None, 0))(x, w), _IMAGE, f32(2, 3, 3, 4, 5), tolerance=1e-4)
 example(
-    lambda x, w: jax.vmap(_conv(), (None, 0))(x, w), _IMAGE, f32(2, 3, 3, 4, 5), tolerance=1e-4
+    lambda x, w: jax.vmap(_conv())(x, w), f32(2, 2, 7, 6, 4), f32(2, 3, 3, 4, 5), tolerance=1e-4
 )
-example(lambda x, w: jax.vmap(_conv())(x, w), f32(2, 2, 7, 6, 4), f32(2, 3, 3, 4, 5), tolerance=1e-4)

@@ -45,27 +45,25 @@ def lower_fft(ctx: LoweringContext, x: Edge, *, fft_type: Any, fft_lengths: Any)
     if not kind.endswith("RFFT"):
         return ctx.node(op, x)
     dtype = "Tcomplex" if kind == "RFFT" else "Treal"
-    return ctx.node(
-        op, x, ctx.constant(lengths, np.int32), **{dtype: ctx.out_avals[0].dtype}
-    )
+    return ctx.node(op, x, ctx.constant(lengths, np.int32), **{dtype: ctx.out_avals[0].dtype})
 
 
 def _register_complex(kind: str, rank: int) -> None:
     fft_type = lax.FftType[kind]
 
     @kernel(_op_name(kind, rank))
-    def fft(input: Any) -> Any:  # noqa: A002
+    def fft(input: Any) -> Any:
         return _fft(input, fft_type, input.shape[-rank:])
 
 
 def _register_real(rank: int) -> None:
     @kernel(_op_name("RFFT", rank), static=("fft_length",))
-    def rfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+    def rfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:
         lengths = _ints(fft_length)
         return _fft(_fit(input, lengths), lax.FftType.RFFT, lengths)
 
     @kernel(_op_name("IRFFT", rank), static=("fft_length",))
-    def irfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+    def irfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:
         lengths = _ints(fft_length)
         spectrum = (*lengths[:-1], lengths[-1] // 2 + 1)
         return _fft(_fit(input, spectrum), lax.FftType.IRFFT, lengths)
@@ -76,7 +74,9 @@ def _fit(x: Any, sizes: Sequence[int]) -> Any:
     if x.shape[-len(sizes) :] == tuple(sizes):
         return x
     config = [(0, 0, 0)] * (x.ndim - len(sizes))
-    config += [(0, size - full, 0) for size, full in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    config += [
+        (0, size - full, 0) for size, full in zip(sizes, x.shape[-len(sizes) :], strict=True)
+    ]
     return lax.pad(x, np.zeros((), x.dtype), config)
 
 

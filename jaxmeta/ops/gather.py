@@ -42,7 +42,7 @@ def _ints(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in np.ravel(values))
 
 
-def _mode_from_name(name: bytes) -> lax.GatherScatterMode:
+def _mode_from_name(name: bytes) -> Any:
     try:
         return _Mode[name.decode()]
     except KeyError:
@@ -90,7 +90,8 @@ def lower_gather(
 ) -> list[Edge]:
     if mode not in (_Mode.CLIP, _Mode.PROMISE_IN_BOUNDS, _Mode.FILL_OR_DROP):
         raise ctx.unsupported(f"a gather of mode {mode}")
-    assert x.shape is not None and indices.shape is not None
+    assert x.shape is not None
+    assert indices.shape is not None
     out_rank, key_rank = len(ctx.out_avals[0].shape), ctx.key_rank
     # The axes of a key's data are gathered whole.
     sizes = (*_ints(slice_sizes), *_ints(x.shape[len(x.shape) - key_rank :]))
@@ -224,9 +225,7 @@ example(lambda x, i: jnp.take_along_axis(x, i, axis=1), f32(3, 5), i32(3, 2, low
 example(lambda x, i: jax.vmap(lambda a, b: a[b])(x, i), f32(3, 5, 2), i32(3, 4, low=-2, high=0))
 example(lambda x, i: jax.vmap(lambda b: x[b])(i), f32(5, 2), i32(3, 4, low=0, high=0))
 example(lambda x, i: jax.vmap(lambda a: a[i])(x), f32(3, 5, 2), _IDS)
-example(
-    lambda x, i: jax.vmap(lambda a, b: jnp.take(a, b, axis=0))(x, i), f32(3, 5, 2), i32(3, 4)
-)
+example(lambda x, i: jax.vmap(lambda a, b: jnp.take(a, b, axis=0))(x, i), f32(3, 5, 2), i32(3, 4))
 example(
     lambda x, i: jax.grad(lambda table: jnp.sum(jnp.take(table, i, axis=0) ** 2))(x),
     f32(7, 3),
@@ -238,9 +237,7 @@ example(
     i32(3, low=0, high=1),
     gradient=False,
 )
-example(
-    lambda x, i: lax.dynamic_slice_in_dim(x, i, 2, axis=0), f32(5, 3), i32(low=-3, high=-3)
-)
+example(lambda x, i: lax.dynamic_slice_in_dim(x, i, 2, axis=0), f32(5, 3), i32(low=-3, high=-3))
 
 # --- scatter -----------------------------------------------------------------------------------
 
@@ -273,7 +270,8 @@ def lower_scatter(
         raise ctx.unsupported(f"a scatter of mode {mode}")
     if update_consts:
         raise ctx.unsupported("a scatter whose update function closes over constants")
-    assert indices.shape is not None and updates.shape is not None
+    assert indices.shape is not None
+    assert updates.shape is not None
     update_rank, key_rank = len(updates.shape), ctx.key_rank
     numbers = dimension_numbers._replace(
         update_window_dims=(
@@ -413,7 +411,8 @@ def _scatter(
     if update is None:
         return _SCATTERS[name][0](x, indices, updates, **options)
     # `lax.scatter_apply` takes no updates: it would add an operand of its own.
-    jaxpr = jaxprs.make_jaxpr(lambda *pair: update(*pair)[0], _computation.scalars(x.dtype, x.dtype))
+    pair = _computation.scalars(x.dtype, x.dtype)
+    jaxpr = jaxprs.make_jaxpr(lambda old, new: update(old, new)[0], pair)
     return jaxprs.primitive("scatter").bind(
         x,
         indices,
@@ -480,7 +479,10 @@ example(
 )
 example(lambda x, i: x.at[i].apply(jnp.sin), f32(9, 3), i32(1, low=0), gradient=False)
 example(
-    lambda x, i: x.at[i].apply(jnp.sin, mode="clip"), f32(9, 3), i32(1, low=20, high=20), gradient=False
+    lambda x, i: x.at[i].apply(jnp.sin, mode="clip"),
+    f32(9, 3),
+    i32(1, low=20, high=20),
+    gradient=False,
 )
 example(lambda x, i, u: x.at[i].set(u), bools(5), i32(1, low=0), bools(1), gradient=False)
 example(lambda x, i, u: x.at[i].max(u), bools(5), _IDS, bools(4), gradient=False)

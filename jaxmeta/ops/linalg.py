@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors
+from jaxmeta import dtypes, errors, jaxprs
 from jaxmeta.graph import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -58,10 +58,6 @@ def _batched(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
     return fn
 
 
-def _matrices(*shape: int, dtype: Any = np.float32) -> Spec:
-    return Spec(shape, dtype)
-
-
 def _positive(x: jax.Array) -> jax.Array:
     """Returns well-conditioned Hermitian positive-definite matrices."""
     return x @ jnp.conj(jnp.swapaxes(x, -1, -2)) + 3 * jnp.eye(x.shape[-1], dtype=x.dtype)
@@ -80,11 +76,11 @@ def lower_cholesky(ctx: LoweringContext, x: Edge) -> list[Edge]:
 @restores("cholesky")
 def restore_cholesky(x: Any) -> Any:
     # Binds it alone: `lax.linalg.cholesky` would clear the upper triangle, as the graph does.
-    return lax.linalg.cholesky_p.bind(x)
+    return jaxprs.primitive("cholesky").bind(x)
 
 
 @kernel("Cholesky")
-def cholesky(input: Any) -> Any:  # noqa: A002
+def cholesky(input: Any) -> Any:
     return lax.linalg.cholesky(input, symmetrize_input=False)
 
 
@@ -105,7 +101,8 @@ def _rotate_rows(r: jax.Array, w: jax.Array) -> jax.Array:
         sine = jnp.where(is_zero, 0, y / length)
         return matrix.at[k].set(cosine * row + sine * vector), cosine * vector - sine * row
 
-    return lax.fori_loop(0, r.shape[0], rotate, (r, w))[0]
+    rotated, _ = lax.fori_loop(0, r.shape[0], rotate, (r, w))
+    return jnp.asarray(rotated)
 
 
 @restores("cholesky_update")
@@ -113,11 +110,11 @@ def restore_cholesky_update(r: Any, w: Any) -> Any:
     return lax.linalg.cholesky_update(r, w)
 
 
-example(lambda x: lax.linalg.cholesky(_positive(x)), _matrices(2, 4, 4), tolerance=1e-4)
+example(lambda x: lax.linalg.cholesky(_positive(x)), f32(2, 4, 4), tolerance=1e-4)
 example(lambda x: jnp.linalg.cholesky(_positive(x)), _COMPLEX, tolerance=1e-4, gradient=False)
 example(
     lambda x, w: lax.linalg.cholesky_update(jnp.linalg.cholesky(_positive(x)).T, w),
-    _matrices(4, 4),
+    f32(4, 4),
     f32(4),
     tolerance=1e-4,
     gradient=False,
@@ -139,10 +136,12 @@ def lower_triangular_solve(
     unit_diagonal: bool,
 ) -> list[Edge]:
     # TensorFlow's "adjoint" conjugates as it transposes.
-    is_plain = left_side and not unit_diagonal and (not _is_complex(a) or transpose_a == conjugate_a)
+    is_plain = (
+        left_side and not unit_diagonal and (not _is_complex(a) or transpose_a == conjugate_a)
+    )
     if is_plain:
         return ctx.node("MatrixTriangularSolve", a, b, lower=bool(lower), adjoint=bool(transpose_a))
-    options = {
+    options: dict[str, Any] = {
         "left_side": bool(left_side),
         "lower": bool(lower),
         "transpose_a": bool(transpose_a),
@@ -232,7 +231,7 @@ for _options in (
     {"left_side": False, "lower": False, "transpose_a": True},
     {"left_side": True, "lower": True, "unit_diagonal": True},
 ):
-    example(_solving(**_options), _matrices(2, 4, 4), f32(2, 4, 4), tolerance=1e-4)
+    example(_solving(**_options), f32(2, 4, 4), f32(2, 4, 4), tolerance=1e-4)
 for _options in (
     {"left_side": True, "lower": True, "transpose_a": True, "conjugate_a": True},
     {"left_side": True, "lower": True, "transpose_a": True},
@@ -252,6 +251,11 @@ def lower_tridiagonal_solve(
     perturb_singular: bool = False,
 ) -> list[Edge]:
     inputs = (lower, diagonal, upper, b)
+    assert b.shape is not None
+    if not perturb_singular:
+        # TensorFlow's TridiagonalSolve has no pivoting in XLA.
+        solve = _batched(_solve_with_pivots, len(b.shape) - 2)
+        return ctx.composite("tridiagonal_solve", solve, *inputs, perturb_singular=False)
 
     def fill(body: LoweringContext, arguments: list[Edge]) -> list[Edge]:
         below, middle, above, rhs = arguments
@@ -262,13 +266,49 @@ def lower_tridiagonal_solve(
             stacked,
             rhs,
             partial_pivoting=True,
-            perturb_singular=bool(perturb_singular),
+            perturb_singular=True,
         )
 
     function = ctx.build_function("tridiagonal_solve", [_aval(x) for x in inputs], fill)
-    return ctx.call(
-        function, *inputs, primitive="tridiagonal_solve", perturb_singular=bool(perturb_singular)
-    )
+    return ctx.call(function, *inputs, primitive="tridiagonal_solve", perturb_singular=True)
+
+
+def _solve_with_pivots(
+    lower: jax.Array, diagonal: jax.Array, upper: jax.Array, b: jax.Array
+) -> jax.Array:
+    """Eliminates downwards, exchanging neighbouring rows as LAPACK does, then substitutes back."""
+    zero = jnp.zeros_like(diagonal[0])
+
+    def eliminate(carry: Any, row: Any) -> Any:
+        # The row above has at most its pivot and one element right of it.
+        pivot, right, rhs = carry
+        below, middle, above, new_rhs = row
+        swaps = _modulus(below) > _modulus(pivot)
+        factor = jnp.where(swaps, pivot, below) / jnp.where(swaps, below, pivot)
+        kept = (
+            jnp.where(swaps, below, pivot),
+            jnp.where(swaps, middle, right),
+            jnp.where(swaps, above, zero),
+            jnp.where(swaps, new_rhs, rhs),
+        )
+        rest = (
+            jnp.where(swaps, right, middle) - factor * kept[1],
+            jnp.where(swaps, zero, above) - factor * kept[2],
+            jnp.where(swaps, rhs, new_rhs) - factor * kept[3],
+        )
+        return rest, kept
+
+    def substitute(carry: Any, row: Any) -> Any:
+        next_x, second_x = carry
+        pivot, right, second, rhs = row
+        x = (rhs - right * next_x - second * second_x) / pivot
+        return (x, next_x), x
+
+    rows = (lower[1:], diagonal[1:], upper[1:], b[1:])
+    last, kept = lax.scan(eliminate, (diagonal[0], upper[0], b[0]), rows)
+    last_x = last[2] / last[0]
+    _, xs = lax.scan(substitute, (last_x, jnp.zeros_like(last_x)), kept, reverse=True)
+    return jnp.concatenate([xs, last_x[None]])
 
 
 @restores("tridiagonal_solve")
@@ -296,11 +336,21 @@ def tridiagonal_solve(
     )
 
 
+def _tridiagonal(x: jax.Array, b: jax.Array) -> jax.Array:
+    lower, upper = (x[0] + 3).at[..., 0].set(0), x[2].at[..., -1].set(0)
+    # A small diagonal makes rows change places.
+    return lax.linalg.tridiagonal_solve(lower, x[1], upper, b)
+
+
+example(_tridiagonal, f32(3, 6), f32(6, 2), tolerance=1e-4)
+example(_tridiagonal, f32(3, 2, 5), f32(2, 5, 1), tolerance=1e-4)
 example(
-    lambda d, b: lax.linalg.tridiagonal_solve(d.at[0].set(0), d + 5, d.at[-1].set(0), b),
+    lambda x, b: lax.linalg.tridiagonal_solve(
+        x.at[0].set(0), x + 5, x.at[-1].set(0), b, perturb_singular=True
+    ),
     f32(6),
     f32(6, 2),
-    tolerance=1e-4,
+    not_in_tensorflow="TridiagonalSolve has no pivoting in XLA",
 )
 
 # --- lu ----------------------------------------------------------------------------------------
@@ -355,7 +405,7 @@ def restore_lu(x: Any) -> Any:
 
 
 @kernel("Lu")
-def lu(input: Any, *, output_idx_type: int) -> Any:  # noqa: A002
+def lu(input: Any, *, output_idx_type: int) -> Any:
     factors, _, permutation = lax.linalg.lu(input)
     return factors, permutation.astype(dtypes.dtype_from_number(output_idx_type))
 
@@ -386,16 +436,16 @@ def restore_lu_pivots_to_permutation(pivots: Any, *, permutation_size: int) -> A
     return lax.linalg.lu_pivots_to_permutation(pivots, permutation_size)
 
 
-example(lambda x: lax.linalg.lu(x), _matrices(4, 4), tolerance=1e-4)
-example(lambda x: lax.linalg.lu(x), _matrices(2, 5, 3), tolerance=1e-4)
-example(lambda x: lax.linalg.lu(x), _matrices(3, 5), tolerance=1e-4)
+example(lambda x: lax.linalg.lu(x), f32(4, 4), tolerance=1e-4)
+example(lambda x: lax.linalg.lu(x), f32(2, 5, 3), tolerance=1e-4)
+example(lambda x: lax.linalg.lu(x), f32(3, 5), tolerance=1e-4)
 example(lambda x: lax.linalg.lu(x), _COMPLEX, tolerance=1e-4, gradient=False)
 example(
     lambda p: lax.linalg.lu_pivots_to_permutation(jnp.maximum(p, jnp.arange(3)), 5),
     i32(2, 3, low=0, high=1),
     gradient=False,
 )
-example(lambda x: jnp.linalg.slogdet(_positive(x)), _matrices(2, 4, 4), tolerance=1e-4)
+example(lambda x: jnp.linalg.slogdet(_positive(x)), f32(2, 4, 4), tolerance=1e-4)
 
 # --- qr ----------------------------------------------------------------------------------------
 
@@ -412,14 +462,15 @@ def lower_qr(
 
 
 @kernel("Qr")
-def qr(input: Any, *, full_matrices: bool) -> Any:  # noqa: A002
+def qr(input: Any, *, full_matrices: bool) -> Any:
     return lax.linalg.qr(input, full_matrices=full_matrices)
 
 
 @lowering("householder_product")
 def lower_householder_product(ctx: LoweringContext, a: Edge, taus: Edge) -> list[Edge]:
     def product(reflectors: jax.Array, scales: jax.Array) -> jax.Array:
-        eye = jnp.eye(*reflectors.shape, dtype=reflectors.dtype)
+        num_rows, num_columns = reflectors.shape
+        eye = jnp.eye(num_rows, num_columns, dtype=reflectors.dtype)
         return _apply_reflectors(reflectors, scales, eye, left=True, transpose=False)
 
     assert a.shape is not None
@@ -436,7 +487,7 @@ def lower_ormqr(
     ctx: LoweringContext, a: Edge, taus: Edge, c: Edge, *, left: bool, transpose: bool
 ) -> list[Edge]:
     assert a.shape is not None
-    options = {"left": bool(left), "transpose": bool(transpose)}
+    options: dict[str, Any] = {"left": bool(left), "transpose": bool(transpose)}
     apply = _batched(functools.partial(_apply_reflectors, **options), len(a.shape) - 2)
     return ctx.composite("ormqr", apply, a, taus, c, **options)
 
@@ -461,7 +512,7 @@ def _apply_reflectors(
             change = jnp.outer(jnp.matmul(matrix, vector, precision="highest"), adjoint)
         return matrix - scales[k] * change
 
-    return lax.fori_loop(0, num_reflectors, reflect, c)
+    return jnp.asarray(lax.fori_loop(0, num_reflectors, reflect, c))
 
 
 @restores("ormqr")
@@ -469,8 +520,8 @@ def restore_ormqr(a: Any, taus: Any, c: Any, *, left: bool, transpose: bool) -> 
     return lax.linalg.ormqr(a, taus, c, left=left, transpose=transpose)
 
 
-example(lambda x: lax.linalg.qr(x, full_matrices=False), _matrices(2, 5, 3), tolerance=1e-4)
-example(lambda x: jnp.linalg.qr(x, mode="complete"), _matrices(5, 3), tolerance=1e-4, gradient=False)
+example(lambda x: lax.linalg.qr(x, full_matrices=False), f32(2, 5, 3), tolerance=1e-4)
+example(lambda x: jnp.linalg.qr(x, mode="complete"), f32(5, 3), tolerance=1e-4, gradient=False)
 example(lambda x: lax.linalg.qr(x, full_matrices=False), _COMPLEX, tolerance=1e-4, gradient=False)
 example(
     lambda x, t: lax.linalg.householder_product(x, t),
@@ -479,10 +530,20 @@ example(
     tolerance=1e-4,
     gradient=False,
 )
+
+
+def _multiplying(*, left: bool, transpose: bool) -> Callable[..., Any]:
+    def run(a: jax.Array, taus: jax.Array, c: jax.Array) -> Any:
+        return lax.linalg.ormqr(a, taus, c, left=left, transpose=transpose)
+
+    run.__name__ = "ormqr"
+    return run
+
+
 for _left in (True, False):
     for _transpose in (True, False):
         example(
-            functools.partial(lax.linalg.ormqr, left=_left, transpose=_transpose),
+            _multiplying(left=_left, transpose=_transpose),
             f32(4, 3, low=-0.5, high=0.5),
             f32(3),
             f32(4, 4),
@@ -534,9 +595,7 @@ def _enum_member(kind: type[Any], name: bytes) -> Any:
 
 
 @restores("svd")
-def restore_svd(
-    x: Any, *, full_matrices: bool, compute_uv: bool, algorithm: bytes = b""
-) -> Any:
+def restore_svd(x: Any, *, full_matrices: bool, compute_uv: bool, algorithm: bytes = b"") -> Any:
     result = lax.linalg.svd(
         x,
         full_matrices=full_matrices,
@@ -547,7 +606,7 @@ def restore_svd(
 
 
 @kernel("Svd")
-def svd(input: Any, *, compute_uv: bool, full_matrices: bool) -> Any:  # noqa: A002
+def svd(input: Any, *, compute_uv: bool, full_matrices: bool) -> Any:
     if not compute_uv:
         values = lax.linalg.svd(input, full_matrices=full_matrices, compute_uv=False)
         nothing = np.zeros(0, input.dtype)
@@ -564,12 +623,17 @@ def _recomposed(x: jax.Array) -> Any:
 
 _SIGNS = "singular and eigenvectors may differ in sign"
 
-example(_recomposed, _matrices(2, 5, 3), tolerance=1e-4)
-example(_recomposed, _COMPLEX, tolerance=1e-4, gradient=False)
-example(lambda x: lax.linalg.svd(x), _matrices(3, 3), not_in_tensorflow=_SIGNS)
-example(lambda x: lax.linalg.svd(x)[1], _matrices(5, 3), tolerance=1e-4, gradient=False)
-example(lambda x: jnp.linalg.svd(x, compute_uv=False), _matrices(2, 3, 5), tolerance=1e-4)
-example(lambda x: jnp.linalg.pinv(x), _matrices(5, 3), tolerance=1e-3)
+example(_recomposed, f32(2, 5, 3), tolerance=1e-4)
+example(
+    _recomposed,
+    _COMPLEX,
+    gradient=False,
+    not_in_tensorflow="Svd has no kernel for complex matrices in XLA",
+)
+example(lambda x: lax.linalg.svd(x), f32(3, 3), not_in_tensorflow=_SIGNS)
+example(lambda x: lax.linalg.svd(x)[1], f32(5, 3), tolerance=1e-4, gradient=False)
+example(lambda x: jnp.linalg.svd(x, compute_uv=False), f32(2, 3, 5), tolerance=1e-4)
+example(lambda x: jnp.linalg.pinv(x), f32(5, 3), tolerance=1e-3)
 
 # --- eigenvalues -------------------------------------------------------------------------------
 
@@ -617,7 +681,7 @@ def restore_eigh(x: Any, *, lower: bool, sort_eigenvalues: bool, algorithm: byte
 
 
 @kernel("SelfAdjointEigV2")
-def self_adjoint_eig(input: Any, *, compute_v: bool) -> Any:  # noqa: A002
+def self_adjoint_eig(input: Any, *, compute_v: bool) -> Any:
     vectors, values = lax.linalg.eigh(input, lower=True, symmetrize_input=False)
     return values.astype(input.dtype), vectors if compute_v else np.zeros(0, input.dtype)
 
@@ -670,7 +734,7 @@ def restore_eig(
 
 
 @kernel("Eig")
-def eig(input: Any, *, compute_v: bool, Tout: int) -> Any:  # noqa: A002, N803
+def eig(input: Any, *, compute_v: bool, Tout: int) -> Any:
     dtype = dtypes.dtype_from_number(Tout)
     values, *vectors = lax.linalg.eig(
         input, compute_left_eigenvectors=False, compute_right_eigenvectors=compute_v
@@ -685,25 +749,25 @@ def _recomposed_hermitian(x: jax.Array) -> Any:
     return values, (vectors * values[..., None, :]) @ adjoint
 
 
-example(_recomposed_hermitian, _matrices(2, 4, 4), tolerance=1e-4)
+example(_recomposed_hermitian, f32(2, 4, 4), tolerance=1e-4)
 example(_recomposed_hermitian, _COMPLEX, tolerance=1e-4, gradient=False)
 example(
     lambda x: lax.linalg.eigh(x, lower=False, symmetrize_input=False)[1],
-    _matrices(4, 4),
+    f32(4, 4),
     tolerance=1e-4,
     gradient=False,
 )
-example(lambda x: jnp.linalg.eigvalsh(x), _matrices(2, 4, 4), tolerance=1e-4)
-example(lambda x: jnp.linalg.eigh(x), _matrices(4, 4), not_in_tensorflow=_SIGNS)
+example(lambda x: jnp.linalg.eigvalsh(x), f32(2, 4, 4), tolerance=1e-4)
+example(lambda x: jnp.linalg.eigh(x), f32(4, 4), not_in_tensorflow=_SIGNS)
 example(
     lambda x: jnp.linalg.eig(x),
-    _matrices(4, 4),
+    f32(4, 4),
     gradient=False,
     not_in_tensorflow="Eig has no kernel in XLA, and the order of eigenvalues differs",
 )
 example(
     lambda x: jnp.linalg.eigvals(x),
-    _matrices(4, 4),
+    f32(4, 4),
     gradient=False,
     not_in_tensorflow="Eig has no kernel in XLA, and the order of eigenvalues differs",
 )
@@ -717,7 +781,7 @@ def lower_symmetric_product(
 ) -> list[Edge]:
     def product(matrix: jax.Array, addend: jax.Array) -> jax.Array:
         square = jnp.matmul(matrix, jnp.swapaxes(matrix, -1, -2), precision="highest")
-        return alpha * square + beta * addend
+        return jnp.asarray(alpha * square + beta * addend)
 
     # Float attrs have 32 bits, tensors as many as these.
     scales = {"alpha": np.asarray(alpha), "beta": np.asarray(beta)}

@@ -20,7 +20,16 @@ from jax import lax
 
 from jaxmeta import dtypes, jaxprs
 from jaxmeta.graph import KEY_IMPL_ATTR, Edge
-from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores, u32
+from jaxmeta.ops._definition import (
+    LoweringContext,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    restores,
+    u32,
+)
 
 _UINT32: Final = np.dtype(np.uint32)
 
@@ -45,7 +54,7 @@ def _setting(ctx: LoweringContext) -> bool | None:
 
 def _with_setting(is_partitionable: bool) -> contextlib.AbstractContextManager[Any]:
     """Sets jax_threefry_partitionable, which decides on the numbers that threefry gives."""
-    if bool(jax.config.jax_threefry_partitionable) == is_partitionable:
+    if jaxprs.is_threefry_partitionable() == is_partitionable:
         return contextlib.nullcontext()
     context: contextlib.AbstractContextManager[Any] = jax.threefry_partitionable(is_partitionable)
     return context
@@ -162,11 +171,11 @@ example(
 @lowering("iota_2x32_shape")
 def lower_iota_2x32_shape(ctx: LoweringContext, *, shape: Any) -> list[Edge]:
     size = math.prod(shape)
-    if size > 1 << 32:
+    if size > np.iinfo(np.int32).max:
         raise ctx.unsupported(f"{size} random numbers at once; split the key, and draw fewer")
 
     def body() -> list[jax.Array]:
-        counts = lax.reshape(lax.iota(_UINT32, size), shape)
+        counts = lax.reshape(lax.iota(np.int32, size), shape).astype(_UINT32)
         return [jnp.zeros(shape, _UINT32), counts]
 
     return ctx.composite("iota_2x32_shape", body, shape=tuple(shape))
@@ -223,13 +232,29 @@ def lower_random_fold_in(ctx: LoweringContext, keys: Edge, messages: Edge) -> li
     fold_in = _FOLD_INS[name]
 
     def body(data: Any, numbers: Any) -> Any:
-        shape = jnp.broadcast_shapes(data.shape[:-1], numbers.shape)
-        data = jnp.broadcast_to(data, (*shape, data.shape[-1]))
-        return _batched(fold_in, len(shape))(data, jnp.broadcast_to(numbers, shape))
+        rank = max(data.ndim - 1, numbers.ndim)
+        data = jnp.reshape(data, (1,) * (rank + 1 - data.ndim) + data.shape)
+        numbers = jnp.reshape(numbers, (1,) * (rank - numbers.ndim) + numbers.shape)
+        fn = fold_in
+        for sizes in reversed(list(zip(data.shape[:-1], numbers.shape, strict=True))):
+            fn = _batched_in_axis(fn, *sizes)
+        return fn(data, numbers)
 
     return ctx.composite(
         "random_fold_in", body, keys, messages, impl=name, partitionable=_setting(ctx)
     )
+
+
+def _batched_in_axis(fn: Callable[..., Any], first: int, second: int) -> Callable[..., Any]:
+    """Returns a function of two arrays whose leading axes have these sizes.
+
+    An axis of size 1 is not written out: XLA's generators would draw more numbers for it.
+    """
+    if first == second:
+        return jax.vmap(fn)
+    if first == 1:
+        return lambda x, y: jax.vmap(fn, (None, 0))(jnp.squeeze(x, 0), y)
+    return lambda x, y: jax.vmap(fn, (0, None))(x, jnp.squeeze(y, 0))
 
 
 def _fold_in_threefry(key: Any, message: Any) -> jax.Array:
@@ -241,7 +266,7 @@ def _fold_in_rbg(key: Any, message: Any) -> jax.Array:
     return jnp.reshape(jax.vmap(_fold_in_threefry, (0, None))(halves, message), (4,))
 
 
-def _fold_in_unsafe_rbg(key: Any, message: Any) -> jax.Array:
+def _fold_in_unsafe_rbg(key: Any, message: Any) -> Any:
     _, bits = lax.rng_bit_generator(_seed(message, 4), (10, 4), dtype=_UINT32)
     return key ^ bits[-1]
 
@@ -288,9 +313,7 @@ _SEED: Final = i32(low=-1000, high=1000)
 for _impl in ("threefry2x32", "rbg", "unsafe_rbg"):
     example(lambda seed, impl=_impl: _key_bits(seed, impl), _SEED, gradient=False)
 example(lambda seed: jax.random.PRNGKey(seed), _SEED, gradient=False)
-example(
-    lambda key: (jax.random.split(key, 3), jax.random.fold_in(key, 7)), u32(2), gradient=False
-)
+example(lambda key: (jax.random.split(key, 3), jax.random.fold_in(key, 7)), u32(2), gradient=False)
 example(lambda key: jax.random.fold_in(key, np.uint32(3_000_000_000)), u32(2), gradient=False)
 example(
     lambda seeds: jax.vmap(lambda s: jax.random.key_data(jax.random.key(s)))(seeds),
@@ -342,11 +365,11 @@ def _words(key: Any) -> list[Any]:
 
 
 for _impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+    example(lambda seed, impl=_impl: _words(jax.random.key(seed, impl=impl)), _SEED, gradient=False)
     example(
-        lambda seed, impl=_impl: _words(jax.random.key(seed, impl=impl)), _SEED, gradient=False
-    )
-    example(
-        lambda seed, impl=_impl: jax.vmap(_words)(jax.random.split(jax.random.key(seed, impl=impl))),
+        lambda seed, impl=_impl: jax.vmap(_words)(
+            jax.random.split(jax.random.key(seed, impl=impl))
+        ),
         _SEED,
         gradient=False,
     )
@@ -491,9 +514,7 @@ example(
 
 
 @lowering("random_gamma")
-def lower_random_gamma(
-    ctx: LoweringContext, keys: Edge, a: Edge, *, log_space: bool
-) -> list[Edge]:
+def lower_random_gamma(ctx: LoweringContext, keys: Edge, a: Edge, *, log_space: bool) -> list[Edge]:
     name = _operand_impl(ctx)
     sample = jaxprs.primitive("random_gamma").impl
     setting = _setting(ctx)
@@ -547,9 +568,7 @@ def _samples(seed: Any, x: Any, key_of: Callable[[Any], Any] = jax.random.key) -
 
 example(lambda seed, x: _samples(seed, x), _SEED, f32(6))
 example(lambda seed, x: _samples(seed, x, jax.random.PRNGKey), _SEED, f32(6))
-example(
-    lambda seed, x: _samples(seed, x, lambda s: jax.random.key(s, impl="rbg")), _SEED, f32(6)
-)
+example(lambda seed, x: _samples(seed, x, lambda s: jax.random.key(s, impl="rbg")), _SEED, f32(6))
 example(
     lambda seed, x: jax.vmap(lambda key: jax.random.normal(key, (2,)) * x)(
         jax.random.split(jax.random.key(seed), 3)
@@ -558,12 +577,8 @@ example(
     f32(2),
 )
 _SHAPE_PARAMETER: Final = f32(3, low=0.2, high=3.0)
-example(
-    lambda seed, a: jax.random.gamma(jax.random.key(seed), a, (2, 3)), _SEED, _SHAPE_PARAMETER
-)
-example(
-    lambda seed, a: jax.random.loggamma(jax.random.key(seed), a), _SEED, _SHAPE_PARAMETER
-)
+example(lambda seed, a: jax.random.gamma(jax.random.key(seed), a, (2, 3)), _SEED, _SHAPE_PARAMETER)
+example(lambda seed, a: jax.random.loggamma(jax.random.key(seed), a), _SEED, _SHAPE_PARAMETER)
 example(
     lambda seed, a: jax.vmap(jax.random.gamma)(jax.random.split(jax.random.key(seed), 3), a),
     _SEED,

@@ -235,7 +235,7 @@ def lower_iota(
 
 def _range_takes(dtype: Any) -> bool:
     """Returns whether counting in a dtype is exact there, and TensorFlow's Range takes it."""
-    return np.dtype(dtype).name in ("int32", "int64", "uint32", "float32", "float64")
+    return np.dtype(dtype).name in ("int32", "int64", "float32", "float64")
 
 
 def _iota_of_ranges(dtype: Any, sizes: tuple[int, ...], dimension: int) -> Any:

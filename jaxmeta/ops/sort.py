@@ -57,10 +57,9 @@ def _comparator(num_keys: int) -> Callable[..., Any]:
     """
 
     def less(*elements: jax.Array) -> jax.Array:
+        keys = elements[: 2 * num_keys]
         pairs = [
-            pair
-            for x, y in zip(elements[: 2 * num_keys : 2], elements[1 : 2 * num_keys : 2], strict=True)
-            for pair in _real_pairs(x, y)
+            pair for x, y in zip(keys[::2], keys[1::2], strict=True) for pair in _real_pairs(x, y)
         ]
         *others, last = pairs
         result = _is_less(*last)
@@ -158,9 +157,7 @@ example(lambda x: jnp.argsort(x, axis=1), f32(3, 8), gradient=False)
 example(lambda x: jnp.argsort(x, axis=1), _TIED, gradient=False)
 example(_with_nans(lambda x: jnp.argsort(x, axis=1)), f32(3, 20), gradient=False)
 example(lambda x: jnp.lexsort((x[0], x[1], x[2])), _TIED, gradient=False)
-example(
-    lambda x, y, z: lax.sort((x, y, z), dimension=1, num_keys=2), _TIED, f32(3, 8), f32(3, 8)
-)
+example(lambda x, y, z: lax.sort((x, y, z), dimension=1, num_keys=2), _TIED, f32(3, 8), f32(3, 8))
 example(lambda x: lax.sort(x, is_stable=False), f32(8))
 example(lambda x: lax.sort(x), bools(8), gradient=False)
 example(lambda x: lax.sort(x), u32(8), gradient=False)
@@ -183,7 +180,7 @@ def lower_approx_top_k(
     reduction_input_size_override: int,
     aggregate_to_topk: bool,
 ) -> list[Edge]:
-    params = {
+    params: dict[str, Any] = {
         "k": int(k),
         "reduction_dimension": int(reduction_dimension),
         "is_max_k": bool(is_max_k),
@@ -215,7 +212,7 @@ def _exact_top_k(
 
 @kernel("ApproxTopK")
 def approx_top_k(
-    input: Any,  # noqa: A002
+    input: Any,
     *,
     k: int,
     reduction_dimension: int,

@@ -190,7 +190,9 @@ def _max_pool_padding(x: Edge, window: _Window) -> str | None:
     ):
         return None
     if not any(side for pair in window.padding for side in pair):
-        fits = all(size <= full for size, full in zip(window.dimensions, _ints(x.shape), strict=True))
+        fits = all(
+            size <= full for size, full in zip(window.dimensions, _ints(x.shape), strict=True)
+        )
         return "VALID" if fits else None
     same = same_padding(_ints(x.shape), window.dimensions, window.strides, (1, 1, 1, 1))
     return "SAME" if same == window.padding else None
@@ -224,7 +226,7 @@ def _reduce_window_node(
     ),
 )
 def xla_reduce_window(
-    input: Any,  # noqa: A002
+    input: Any,
     init_value: Any,
     window_dimensions: np.ndarray[Any, Any],
     window_strides: np.ndarray[Any, Any],
@@ -235,7 +237,9 @@ def xla_reduce_window(
     computation: Any,
     _jax_is_generic: bool = False,
 ) -> Any:
-    window = _Window.of(window_dimensions, window_strides, padding, base_dilations, window_dilations)
+    window = _Window.of(
+        window_dimensions, window_strides, padding, base_dilations, window_dilations
+    )
     monoid = _MONOIDS.get(_computation.recognize(computation, input.dtype))
     if (
         monoid is not None
@@ -266,8 +270,10 @@ def _pooling(
     **options: Any,
 ) -> Callable[..., Any]:
     def run(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(
-            x, np.asarray(start, x.dtype), combine, dimensions, strides, padding, **options
+        return jnp.asarray(
+            lax.reduce_window(
+                x, np.asarray(start, x.dtype), combine, dimensions, strides, padding, **options
+            )
         )
 
     run.__name__ = "reduce_window"
@@ -283,9 +289,7 @@ example(_pooling(lax.max, -_INF, _TWO, _TWO), _IMAGE)
 example(_pooling(lax.max, -_INF, _THREE, _TWO, "SAME"), _IMAGE)
 example(_pooling(lax.max, -_INF, _THREE, _TWO, ((0, 0), (1, 0), (0, 2), (0, 0))), _IMAGE)
 example(_pooling(lax.max, -_INF, (1, 1, 2, 2), (1, 1, 2, 2)), f32(2, 3, 7, 6))
-example(
-    _pooling(lax.max, -_INF, _TWO, (1, 1, 1, 1), window_dilation=_TWO), _IMAGE, gradient=False
-)
+example(_pooling(lax.max, -_INF, _TWO, (1, 1, 1, 1), window_dilation=_TWO), _IMAGE, gradient=False)
 example(_pooling(lax.max, -_INF, _TWO, _TWO), Spec((2, 6, 6, 3), jnp.bfloat16), gradient=False)
 example(_pooling(lax.max, np.iinfo(np.int32).min, _TWO, _TWO), i32(2, 6, 6, 3), gradient=False)
 example(_pooling(lax.min, _INF, _THREE, _TWO, "SAME"), _IMAGE)
@@ -329,9 +333,7 @@ def lower_reduce_window(
     def fold(*arrays: jax.Array) -> Sequence[Any]:
         return _fold_windows(arrays[:count], arrays[count:], window, combine)
 
-    return ctx.composite(
-        "reduce_window", fold, *inputs, computation=function, **window.attrs()
-    )
+    return ctx.composite("reduce_window", fold, *inputs, computation=function, **window.attrs())
 
 
 def _check_unrolled(ctx: LoweringContext, window: _Window) -> None:
@@ -427,9 +429,7 @@ example(
     i32(5, 6),
     gradient=False,
 )
-example(
-    _pooling(lax.bitwise_or, False, (2, 2), (1, 1), "SAME"), bools(4, 5), gradient=False
-)
+example(_pooling(lax.bitwise_or, False, (2, 2), (1, 1), "SAME"), bools(4, 5), gradient=False)
 
 # --- gradients of maxima and minima -----------------------------------------------------------
 
@@ -557,7 +557,7 @@ def restore_select_and_gather_add(
 
 def _gradient(fn: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: jax.Array) -> jax.Array:
-        return jax.grad(lambda a: jnp.sum(fn(a) ** 2))(x)
+        return jnp.asarray(jax.grad(lambda a: jnp.sum(fn(a) ** 2))(x))
 
     run.__name__ = "reduce_window_gradient"
     return run
@@ -643,7 +643,7 @@ def _pooling_window(
 
 @kernel("MaxPool")
 def max_pool(
-    input: Any,  # noqa: A002
+    input: Any,
     *,
     ksize: tuple[int, ...],
     strides: tuple[int, ...],
@@ -658,7 +658,7 @@ def max_pool(
 
 @kernel("MaxPoolV2", static=("ksize", "strides"))
 def max_pool_v2(
-    input: Any,  # noqa: A002
+    input: Any,
     ksize: np.ndarray[Any, Any],
     strides: np.ndarray[Any, Any],
     *,

@@ -1,0 +1,1 @@
+"""What the commands of ``jaxmeta`` do; ``jaxmeta.__main__`` parses their arguments."""
