@@ -192,4 +192,7 @@ if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/digits"))
-    sys.exit(main(parser.parse_args().out.resolve()))
+    try:
+        sys.exit(main(parser.parse_args().out.resolve()))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"The demo failed: {error}")

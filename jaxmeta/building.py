@@ -75,6 +75,9 @@ class Graph(graph.GraphBuilder):
         attrs = {"dtype": dtype, "shape": aval.shape, "shared_name": op_name}
         if impl:
             attrs[graph.KEY_IMPL_ATTR] = impl
+        is_weak = jaxprs.is_weak(leaf)
+        if is_weak:
+            attrs[graph.WEAK_TYPE_ATTR] = True
         (handle,) = self._add_absolute("VarHandleOp", [], attrs, op_name)
         zeros = values.splat_to_proto(np.zeros((), dtype), aval.shape)
         (initial,) = self._add_absolute(
@@ -85,7 +88,7 @@ class Graph(graph.GraphBuilder):
             "ReadVariableOp", [handle], {"dtype": dtype}, f"{op_name}/Read/ReadVariableOp"
         )
         trains = is_trainable and jax.dtypes.issubdtype(dtype, np.inexact)
-        variable = Variable(self, op_name, tuple(aval.shape), dtype, impl, trains)
+        variable = Variable(self, op_name, tuple(aval.shape), dtype, impl, trains, is_weak)
         self.register_variable(variable)
         self.add_to_collection(GLOBAL_VARIABLES, variable)
         if trains:
@@ -219,7 +222,8 @@ def _variable_leaf(variable: Variable) -> trees.Leaf:
 def _leaf_spec(leaf: Any) -> Any:
     """Returns what a function is traced with for a leaf of a signature's arguments."""
     if isinstance(leaf, Variable):
-        return logical_spec(leaf.shape, leaf.dtype, leaf.key_impl)
+        spec = logical_spec(leaf.shape, leaf.dtype, leaf.key_impl)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, weak_type=leaf.weak_type)
     if isinstance(leaf, Tensor):
         impl = leaf.op.node_def.attr[graph.KEY_IMPL_ATTR].s.decode()
         return logical_spec(leaf.shape or (), leaf.dtype, impl)

@@ -17,6 +17,7 @@ from jaxmeta import dtypes, errors, naming, op_defs, trees, values
 from jaxmeta._proto import graph_pb2
 
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
+WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 # What TensorFlow 2.21 writes; any later TensorFlow reads it.
 PRODUCER_VERSION: Final = 2474
 
@@ -235,6 +236,7 @@ class Variable:
         shape, dtype: of its value; typed keys count as their uint32 data.
         key_impl: the PRNG implementation where it holds typed keys, else empty.
         trainable: whether optimizers should change it.
+        weak_type: whether its dtype gives way to others in JAX's promotion.
     """
 
     graph: GraphBuilder
@@ -243,6 +245,7 @@ class Variable:
     dtype: np.dtype[Any]
     key_impl: str = ""
     trainable: bool = True
+    weak_type: bool = False
 
     @property
     def name(self) -> str:

@@ -99,7 +99,7 @@ def prng_implementation(name: str) -> Any:
 
 def is_threefry_partitionable(eqn: Eqn = None) -> bool:
     """Returns which of its two orders of counters threefry has, in an eqn or just now."""
-    setting = jax.config.read("jax_threefry_partitionable")
+    setting = getattr(jax.config, "jax_threefry_partitionable", True)
     return bool(getattr(getattr(eqn, "ctx", None), "threefry_partitionable", setting))
 
 
@@ -194,8 +194,9 @@ def is_weak(value: Any) -> bool:
 
     It shapes the program: JAX drops a cast to the same dtype unless it makes a weak type strong.
     """
-    aval = value if hasattr(value, "weak_type") else jax.typeof(value)
-    return bool(getattr(aval, "weak_type", False))
+    if isinstance(value, (bool, int, float, complex)):
+        return True
+    return bool(getattr(value, "weak_type", False))
 
 
 def cast(value: Any, dtype: Any, *, is_weak: bool) -> Any:
@@ -205,6 +206,12 @@ def cast(value: Any, dtype: Any, *, is_weak: bool) -> Any:
     """
     convert = primitive("convert_element_type")
     return convert.bind(value, new_dtype=np.dtype(dtype), weak_type=is_weak, sharding=None)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def weaken(value: jax.Array, dtype: Any) -> jax.Array:
+    """Returns an array with a weak type."""
+    return cast(value, dtype, is_weak=True)  # type: ignore[no-any-return]
 
 
 def bind_cond(

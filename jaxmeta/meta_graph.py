@@ -413,6 +413,7 @@ def _variable_from_bytes(content: bytes, collection: str, target: building.Graph
         dtypes.dtype_from_number(attr["dtype"].type),
         impl,
         proto.trainable,
+        graph.WEAK_TYPE_ATTR in attr,
     )
     target.register_variable(variable)
     return variable

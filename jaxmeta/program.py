@@ -8,7 +8,7 @@ from typing import Any, Final
 import jax
 
 from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, ops, trees
-from jaxmeta.graph import Signature
+from jaxmeta.graph import Signature, Variable
 
 _ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
 
@@ -234,15 +234,17 @@ class Program:
         return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(plain))
 
 
-def physical_value(value: Any, key_impl: str) -> Any:
+def physical_value(value: Any, variable: Variable) -> Any:
     """Returns what a checkpoint holds of a variable's value: typed keys as their uint32 data."""
-    is_key = key_impl and jaxprs.is_key_dtype(value.dtype)
+    is_key = variable.key_impl and jaxprs.is_key_dtype(value.dtype)
     return jax.random.key_data(value) if is_key else value
 
 
-def logical_value(value: Any, key_impl: str) -> Any:
-    """Returns what a program sees of a variable's value: typed keys as keys."""
-    return jax.random.wrap_key_data(value, impl=key_impl) if key_impl else value
+def logical_value(value: Any, variable: Variable) -> Any:
+    """Returns what a program sees of a variable's value: typed keys as keys, weak types weak."""
+    if variable.key_impl:
+        return jax.random.wrap_key_data(value, impl=variable.key_impl)
+    return jaxprs.weaken(value, variable.dtype) if variable.weak_type else value
 
 
 def named_arrays(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:

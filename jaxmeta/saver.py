@@ -155,7 +155,7 @@ class Saver:
             return arrays
         arrays = {**target.constants, **program.named_arrays(target, state_or_session)}
         physical = {
-            name: program.physical_value(_as_array(value), target.variable(name).key_impl)
+            name: program.physical_value(_as_array(value), target.variable(name))
             for name, value in arrays.items()
         }
         _check_arrays(target, physical)
@@ -262,7 +262,7 @@ def load(path: str | os.PathLike[str] | None) -> Program:
     logical = {}
     for name, value in physical.items():
         if name in recorded:
-            logical[name] = program.logical_value(value, target.variable(name).key_impl)
+            logical[name] = program.logical_value(value, target.variable(name))
         else:
             target.constants[name] = np.asarray(value)
     return Program(target, logical)

@@ -77,7 +77,7 @@ class Session:
 
     def _logical_values(self) -> dict[str, Any]:
         return {
-            name: program.logical_value(value, self.graph.variable(name).key_impl)
+            name: program.logical_value(value, self.graph.variable(name))
             for name, value in self.values.items()
         }
 
@@ -88,9 +88,9 @@ class Session:
             CheckpointError: the tree's leaves are not the recorded ones.
         """
         for name, value in program.named_arrays(self.graph, state).items():
-            key_impl = self.graph.variable(name).key_impl
+            physical = program.physical_value(value, self.graph.variable(name))
             # A copy, because running donates what the session holds.
-            self.values[name] = jax.numpy.copy(program.physical_value(value, key_impl))
+            self.values[name] = jax.numpy.copy(physical)
 
     # --- running
 

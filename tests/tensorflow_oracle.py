@@ -5,6 +5,7 @@ TensorFlow is imported on first use, so that tests can be collected where it is 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -63,9 +64,7 @@ def run_in_tensorflow(
 
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
-
-    return tf
+    return importlib.import_module("tensorflow")
 
 
 def _serialized(graph_def: Any) -> bytes:

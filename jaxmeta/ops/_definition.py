@@ -27,11 +27,11 @@ import jax
 import numpy as np
 
 from jaxmeta import op_defs
+from jaxmeta.graph import WEAK_TYPE_ATTR as WEAK_TYPE_ATTR
 from jaxmeta.graph import Edge
 
 JAX_ATTR_PREFIX: Final = "_jax_"
 PRIMITIVE_ATTR: Final = "_jax_primitive"
-WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 CAPTURED_ATTR: Final = "_jax_captured"  # on a Const that was an array the function closed over
 
 # Arguments that the executor fills in itself; they are not attrs of the node.

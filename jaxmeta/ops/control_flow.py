@@ -205,7 +205,7 @@ def stateless_case(
     branches: Sequence[Any],
     _jax_is_clamped: bool = False,
     _jax_platforms: Sequence[bytes] = (),
-) -> list[Any]:
+) -> Any:
     if _jax_is_clamped:
         return jaxprs.bind_cond(branch_index, input, branches, _read_platforms(_jax_platforms))
     return _run_case(None, branch_index, input, branches)

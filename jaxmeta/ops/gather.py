@@ -35,7 +35,7 @@ from jaxmeta.values import FunctionRef
 _BOOL: Final = dtypes.dtype_to_number(np.bool_)
 _INDEX_NUMBERS: Final = frozenset(map(dtypes.dtype_to_number, (np.int32, np.int64)))
 _INT32_MAX: Final = np.iinfo(np.int32).max
-_Mode = lax.GatherScatterMode
+_Mode: Any = lax.GatherScatterMode
 
 
 def _ints(values: Any) -> tuple[int, ...]:
