@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -56,12 +57,11 @@ class Stopwatch:
 
 
 def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """Runs all variants in each round, each time beginning with another; returns what they gave."""
+    """Runs all variants in each round, each time in another order; returns what they gave."""
     samples: dict[str, list[Any]] = {name: [] for name in variants}
-    names = list(variants)
-    for number in range(rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+    shuffler = random.Random(0)
+    for _ in range(rounds):
+        for name in shuffler.sample(list(variants), len(variants)):
             samples[name].append(variants[name]())
     return samples
 

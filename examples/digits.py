@@ -90,8 +90,8 @@ def _is_same(a: Any, b: Any) -> bool:
 def draw(path: pathlib.Path, whole: Metrics, killed: Metrics, resumed: Metrics) -> None:
     """Writes the picture: loss curves on the left, saliency maps over digits on the right."""
     mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     _draw_losses(left.subplots(), whole, killed, resumed)
     _draw_saliency(right, dict(np.load(path.parent / "killed" / "saliency.npz")))
     figure.savefig(path, dpi=110)
@@ -130,24 +130,30 @@ def _draw_saliency(figure: Any, shown: dict[str, np.ndarray]) -> None:
 
 def report(out: pathlib.Path, picture: pathlib.Path, killed: Metrics, resumed: Metrics) -> None:
     """Prints what was done, where the files are, and what to try next."""
-    prefix = pathlib.Path(str(jm.latest_checkpoint(out / "killed")))
-    meta = prefix.with_name(f"{prefix.name}.meta")
-    python = os.path.relpath(sys.executable) if out.is_relative_to(pathlib.Path.cwd()) else "python"
-    shown = os.path.relpath(meta)
+    prefix = jm.latest_checkpoint(out / "killed")
+    meta = pathlib.Path(f"{prefix}.meta")
+    command = pathlib.Path(sys.executable).with_name("jaxmeta")
+    jaxmeta = shown(command) if command.exists() else f"{shown(sys.executable)} -m jaxmeta"
     print(f"""
-The process was killed after step {max(killed)}. Another one, which had none of
+The process was killed after step {max(killed)}. Another one, which could import none of
 {", ".join(ABSENT)}, went on from step {min(resumed) - 1} to step {max(resumed)}.
 All {len(killed) + len(resumed)} steps gave the numbers of the run that was never interrupted, and
 the final state is the same to the last bit.
 
-  the program   {shown}  ({meta.stat().st_size / 1000:.0f} kB)
-  its state     {os.path.relpath(prefix)}/  (an ordinary Orbax checkpoint)
-  the picture   {os.path.relpath(picture)}
+  the program   {shown(meta)}  ({meta.stat().st_size / 1000:.0f} kB)
+  its state     {shown(prefix)}/  (an ordinary Orbax checkpoint)
+  the picture   {shown(picture)}
 
 Try next:
-  {python} -m jaxmeta show {shown}
-  {python} -m jaxmeta run {shown} --signature predict --feed random
+  {jaxmeta} show {shown(meta)}
+  {jaxmeta} run {shown(meta)} --signature predict --feed random
 """)
+
+
+def shown(path: str | os.PathLike[str] | None) -> str:
+    """Returns a path as it is best typed: relative if it is below the current directory."""
+    relative = os.path.relpath(str(path))
+    return str(path) if relative.startswith(os.pardir) else relative
 
 
 def main(out: pathlib.Path) -> int:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import jaxmeta as jm
 
 SAVE_EVERY = 20
-DIGITS_SHOWN = 6
+DIGITS_SHOWN = 5
 
 
 def train_on(directory: pathlib.Path) -> jm.Program:

@@ -468,3 +468,21 @@ def custom_name(jaxpr: Jaxpr, fallback: str) -> str:
     """Returns the name of the user's function behind a custom derivative call."""
     name = str(getattr(open_jaxpr(jaxpr).debug_info, "func_name", "") or fallback)
     return name if name.isidentifier() else fallback
+
+
+def inline_to_name(inline: Any) -> str:
+    """Returns how a nested jit is inlined; empty where that is left to JAX.
+
+    JAX 0.12 has a word for each way, before that it was a bool.
+    """
+    if isinstance(inline, bool):
+        return "jax_early" if inline else ""
+    return "" if inline.value == "auto" else str(inline.value)
+
+
+def inline_from_name(name: str) -> dict[str, Any]:
+    """Returns the options of `jax.jit` for what `inline_to_name` gave."""
+    if not name:
+        return {}
+    ways = getattr(jax, "Inline", None)
+    return {"inline": ways(name) if ways is not None else True}

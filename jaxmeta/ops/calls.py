@@ -38,14 +38,13 @@ def lower_jit(
     if compiler_options_kvs:
         raise ctx.unsupported("a jit with compiler options inside the program")
     function = ctx.function(jaxpr, name)
-    return ctx.call(
-        function, *inputs, primitive="jit", name=name, inline=True if inline is True else None
-    )
+    way = jaxprs.inline_to_name(inline) or None
+    return ctx.call(function, *inputs, primitive="jit", name=name, inline=way)
 
 
 @restores("jit")
-def restore_jit(*inputs: Any, function: Any, name: bytes, inline: bool = False) -> Any:
-    options = {"inline": True} if inline else {}
+def restore_jit(*inputs: Any, function: Any, name: bytes, inline: bytes = b"") -> Any:
+    options = jaxprs.inline_from_name(inline.decode())
     return function.jitted(name.decode(), **options)(*inputs)
 
 

@@ -518,7 +518,7 @@ example(
 @kernel("GatherV2", static=("axis",))
 def gather_v2(params: Any, indices: Any, axis: np.ndarray[Any, Any], *, batch_dims: int) -> Any:
     place = int(axis) % params.ndim
-    batch = batch_dims % (indices.ndim + 1) if batch_dims < 0 else batch_dims
+    batch = batch_dims + indices.ndim if batch_dims < 0 else batch_dims
 
     def take(array: Any, index: Any) -> Any:
         return jnp.take(array, index, axis=place - batch, mode="clip")

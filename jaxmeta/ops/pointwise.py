@@ -193,7 +193,13 @@ _binary("TruncateDiv", "div", lax.div, (i32(3, 4), i32(3, 4, low=1, high=5)))
 def lower_rem(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if _takes("TruncateMod", x):
         return ctx.node("TruncateMod", x, y)
-    return ctx.composite("rem", lambda a, b: lax.sub(a, lax.mul(lax.div(a, b), b)), x, y)
+    return ctx.composite("rem", _rem_by_division, x, y)
+
+
+def _rem_by_division(x: jax.Array, y: jax.Array) -> jax.Array:
+    # Not a plain difference: TensorFlow's optimizer makes the square of one, as jax.random.randint
+    # computes it, a SquaredDifference, which refuses unsigned integers.
+    return lax.add(x, lax.mul(lax.sub(_zero(x), lax.div(x, y)), y))
 
 
 _binary("TruncateMod", "rem", lax.rem, (f32(3, 4), _SMALL), (i32(3, 4), i32(3, 4, low=1, high=5)))
@@ -348,6 +354,49 @@ def lower_cbrt(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
 
 restores("cbrt")(_without_signature(lax.cbrt))
 example(lambda x: lax.cbrt(x), _SMALL, tolerance=1e-4)
+
+
+# Primitives that JAX has since 0.12; an older one runs the function that stands for them.
+
+
+@lowering("one_minus_square")
+def lower_one_minus_square(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    return ctx.composite("one_minus_square", lambda a: lax.sub(_one(a), lax.mul(a, a)), x)
+
+
+@lowering("log2")
+def lower_log2(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
+    if accuracy is not None:
+        raise ctx.unsupported("an accuracy other than the default cannot be expressed")
+    one_over_ln_2 = np.asarray(1 / np.log(2), dtypes.dtype_from_number(x.number))
+    return ctx.composite("log2", lambda a: lax.mul(lax.log(a), one_over_ln_2), x)
+
+
+@lowering("polynomial")
+def lower_polynomial(
+    ctx: LoweringContext, x: Edge, *coefficients: Edge, unroll: int | None = None
+) -> list[Edge]:
+    return ctx.composite("polynomial", _horner, x, *coefficients, unroll=unroll)
+
+
+def _horner(x: jax.Array, *coefficients: jax.Array) -> jax.Array:
+    result = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        result = lax.add(lax.mul(result, x), coefficient)
+    return jnp.broadcast_to(result, x.shape)
+
+
+for _name in ("one_minus_square", "log2"):
+    if _fn := getattr(lax, _name, None):
+        restores(_name)(_without_signature(_fn))
+        example(_named(_name, _fn), _SMALL)
+if hasattr(lax, "polynomial"):
+
+    @restores("polynomial")
+    def restore_polynomial(x: Any, *coefficients: Any, unroll: int | None = None) -> Any:
+        return lax.polynomial(x, coefficients, unroll=unroll)
+
+    example(lambda x: lax.polynomial(x, [np.float32(1), np.float32(2), x]), f32(3, 4))
 
 
 @lowering("round")

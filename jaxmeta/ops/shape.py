@@ -262,6 +262,35 @@ example(lambda x: x + lax.iota(np.float32, 3), f32(3))
 example(lambda x: x + lax.broadcasted_iota(np.float32, (2, 3), 0), f32(2, 3))
 example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
 
+
+
+@lowering("empty2")
+def lower_empty2(ctx: LoweringContext, *, dtype: Any, memory_space: Any) -> list[Edge]:
+    if memory_space != _default_memory_space():
+        raise ctx.unsupported(f"a scalar in the memory space {memory_space}")
+    return ctx.composite("empty2", lambda: jnp.zeros((), dtype), dtype=np.dtype(dtype))
+
+
+def _default_memory_space() -> Any:
+    return jax.typeof(np.float32(0)).memory_space
+
+
+@restores("empty2")
+def restore_empty2(*, dtype: int) -> Any:
+    empty = jaxprs.primitive("empty2")
+    return empty.bind(
+        dtype=dtypes.dtype_from_number(dtype), memory_space=_default_memory_space()
+    )
+
+
+example(
+    lambda x: x
+    + jaxprs.primitive("empty2").bind(
+        dtype=np.dtype(np.float32), memory_space=_default_memory_space()
+    ),
+    f32(3),
+)
+
 # --- slices ------------------------------------------------------------------------------------
 
 
