@@ -486,3 +486,20 @@ def inline_from_name(name: str) -> dict[str, Any]:
         return {}
     ways = getattr(jax, "Inline", None)
     return {"inline": ways(name) if ways is not None else True}
+
+
+def accuracy_to_names(accuracy: Any) -> tuple[str, ...]:
+    """Returns the accuracy of an elementwise primitive as words; none where it is the default."""
+    if accuracy is None:
+        return ()
+    if isinstance(accuracy, lax.AccuracyMode):
+        return (accuracy.name,)
+    return tuple(float(part).hex() for part in (accuracy.atol, accuracy.rtol, accuracy.ulps))
+
+
+def accuracy_from_names(names: Sequence[str]) -> Any:
+    """Returns the accuracy for what `accuracy_to_names` gave."""
+    if len(names) == 1:
+        return lax.AccuracyMode[names[0]]
+    atol, rtol, ulps = (float.fromhex(part) for part in names)
+    return lax.Tolerance(atol, rtol, int(ulps))

@@ -419,7 +419,7 @@ def test_donation_may_be_refused():
 def test_jitted_function_keeps_its_own_donation(options):
     @functools.partial(jax.jit, **options)
     def step(state, batch):
-        return {"w": state["w"] + batch["x"]}, batch["y"] * 2
+        return {"w": state["w"] + batch["x"]}, (batch["x"] * 3, batch["y"] * 2)
 
     state, batch = {"w": jnp.ones(3)}, {"x": jnp.ones(3), "y": jnp.ones(3)}
     graph = jaxmeta.Graph()

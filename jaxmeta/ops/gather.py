@@ -122,7 +122,7 @@ def lower_gather(
         "XlaGather",
         x,
         indices,
-        ctx.constant(sizes, np.int32),
+        ctx.constant(sizes, dtypes.dtype_from_number(indices.number)),  # one attr for both
         dimension_numbers=content,
         indices_are_sorted=indices_are_sorted,
         **attrs,
@@ -465,6 +465,14 @@ example(lambda x, i, u: x.at[i].multiply(u), f32(5, 3), _IDS, _ROWS, gradient=Fa
 example(lambda x, i, u: x.at[i].max(u), f32(5, 3), _FAR_IDS, _FAR_ROWS)
 example(lambda x, i, u: x.at[i].min(u), f32(5, 3), _IDS, _ROWS)
 example(lambda x, i, u: x.at[i].max(u), i32(5, 3), _IDS, i32(4, 3), gradient=False)
+example(
+    lambda x, i, u: x.at[i].max(jnp.where(u > 0, jnp.nan, u)),
+    f32(5, 3),
+    _IDS,
+    _ROWS,
+    gradient=False,
+    not_in_tensorflow="TensorFlow's maximum in a scatter does not keep every NaN",
+)
 example(lambda x, i, u: x.at[:, i].add(u), f32(3, 5), _IDS, f32(3, 4))
 example(lambda x, i, j, u: x.at[i, j].add(u), f32(5, 3), _IDS, i32(4, low=-2, high=-2), f32(4))
 example(lambda x, i, u: x.at[i].add(u, mode="clip"), f32(5, 3), _FAR_IDS, _FAR_ROWS)

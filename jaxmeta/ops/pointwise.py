@@ -76,7 +76,8 @@ def _unary(
 
     def lower(ctx: LoweringContext, x: Edge, *, accuracy: Any = None) -> list[Edge]:
         if accuracy is not None:
-            raise ctx.unsupported("an accuracy other than the default cannot be expressed")
+            names = jaxprs.accuracy_to_names(accuracy)
+            return ctx.node(op, x, **{PRIMITIVE_ATTR: primitive, "_jax_accuracy": names})
         if _takes(op, x):
             return ctx.node(op, x)
         if otherwise is None:
@@ -85,10 +86,20 @@ def _unary(
 
     lowering(primitive)(lower)
     kernel(op)(fn)
-    if otherwise is not None:
-        restores(primitive)(_without_signature(fn))
+    restores(primitive)(_with_accuracy(fn))
     for spec in specs:
         example(_named(primitive, fn), spec, **options)
+
+
+def _with_accuracy(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a unary function that takes its accuracy as the file spells it."""
+
+    def run(x: Any, *, accuracy: tuple[bytes, ...] = ()) -> Any:
+        if not accuracy:
+            return fn(x)
+        return fn(x, accuracy=jaxprs.accuracy_from_names([name.decode() for name in accuracy]))
+
+    return run
 
 
 def _binary(
@@ -313,6 +324,8 @@ _unary("Rsqrt", "rsqrt", lax.rsqrt, _SMALL)
 _unary("Sigmoid", "logistic", lax.logistic, f32(3, 4))
 _unary("Tanh", "tanh", lax.tanh, f32(3, 4))
 _unary("Sin", "sin", lax.sin, f32(3, 4))
+example(lambda x: lax.exp(x, accuracy=lax.AccuracyMode.HIGHEST), f32(3), gradient=False)
+example(lambda x: lax.tanh(x, accuracy=lax.Tolerance(1e-6, 0.0, 2)), f32(3), gradient=False)
 _unary("Cos", "cos", lax.cos, f32(3, 4))
 _unary("Tan", "tan", lax.tan, _UNIT)
 _unary("Sinh", "sinh", lax.sinh, f32(3, 4))
@@ -334,25 +347,27 @@ _unary("BesselI1e", "bessel_i1e", lax.bessel_i1e, f32(3, 4))
 
 @lowering("exp2")
 def lower_exp2(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    if accuracy is not None:
-        raise ctx.unsupported("an accuracy other than the default cannot be expressed")
+    names = jaxprs.accuracy_to_names(accuracy) or None
     ln_2 = np.asarray(np.log(2), dtypes.dtype_from_number(x.number))
-    return ctx.composite("exp2", lambda a: lax.exp(lax.mul(a, ln_2)), x)
+    return ctx.composite("exp2", lambda a: lax.exp(lax.mul(a, ln_2)), x, accuracy=names)
 
 
-restores("exp2")(_without_signature(lax.exp2))
+restores("exp2")(_with_accuracy(lax.exp2))
 example(lambda x: lax.exp2(x), f32(3, 4))
 
 
 @lowering("cbrt")
 def lower_cbrt(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    if accuracy is not None:
-        raise ctx.unsupported("an accuracy other than the default cannot be expressed")
+    names = jaxprs.accuracy_to_names(accuracy) or None
     third = np.asarray(1 / 3, dtypes.dtype_from_number(x.number))
-    return ctx.composite("cbrt", lambda a: lax.mul(lax.sign(a), lax.pow(lax.abs(a), third)), x)
+
+    def signed_root(a: jax.Array) -> jax.Array:
+        return lax.mul(lax.sign(a), lax.pow(lax.abs(a), third))
+
+    return ctx.composite("cbrt", signed_root, x, accuracy=names)
 
 
-restores("cbrt")(_without_signature(lax.cbrt))
+restores("cbrt")(_with_accuracy(lax.cbrt))
 example(lambda x: lax.cbrt(x), _SMALL, tolerance=1e-4)
 
 
@@ -366,10 +381,9 @@ def lower_one_minus_square(ctx: LoweringContext, x: Edge) -> list[Edge]:
 
 @lowering("log2")
 def lower_log2(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    if accuracy is not None:
-        raise ctx.unsupported("an accuracy other than the default cannot be expressed")
+    names = jaxprs.accuracy_to_names(accuracy) or None
     one_over_ln_2 = np.asarray(1 / np.log(2), dtypes.dtype_from_number(x.number))
-    return ctx.composite("log2", lambda a: lax.mul(lax.log(a), one_over_ln_2), x)
+    return ctx.composite("log2", lambda a: lax.mul(lax.log(a), one_over_ln_2), x, accuracy=names)
 
 
 @lowering("polynomial")
@@ -388,7 +402,7 @@ def _horner(x: jax.Array, *coefficients: jax.Array) -> jax.Array:
 
 for _name in ("one_minus_square", "log2"):
     if _fn := getattr(lax, _name, None):
-        restores(_name)(_without_signature(_fn))
+        restores(_name)(_with_accuracy(_fn))
         example(_named(_name, _fn), _SMALL)
 if hasattr(lax, "polynomial"):
 

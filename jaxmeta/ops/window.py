@@ -299,6 +299,12 @@ example(
     _pooling(lax.add, 0, (2, 2), (1, 1), base_dilation=(2, 1), window_dilation=(1, 2)), f32(5, 6)
 )
 example(lambda x: jax.vmap(_pooling(lax.max, -_INF, _TWO, _TWO))(x), f32(2, 1, 4, 4, 3))
+example(
+    lambda x: _pooling(lax.max, -_INF, _TWO, _TWO)(jnp.where(x > 1.5, jnp.nan, x)),
+    _IMAGE,
+    gradient=False,
+    not_in_tensorflow="TensorFlow's maxima and minima over windows do not keep every NaN",
+)
 
 # --- any function ------------------------------------------------------------------------------
 
