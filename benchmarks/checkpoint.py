@@ -192,7 +192,8 @@ def describe_machine() -> str:
     }
     device = jax.devices()[0]
     return (
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, device "
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores under load "
+        f"{os.getloadavg()[1]:.0f}, device "
         f"{device.device_kind or device.platform}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     )
@@ -221,9 +222,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for axis, (title, seconds) in zip(np.atleast_1d(axes), results.items(), strict=True):
         for offset, who in enumerate(SAVERS):
             heights = [statistics.median(seconds[name][who]) * 1e3 for name in MEASURES]
-            places = np.arange(len(MEASURES)) + (offset - 0.5) * 0.4
-            axis.bar(places, heights, width=0.4, label=who)
+            places = np.arange(len(MEASURES)) + (offset - 0.5) * 0.2
+            axis.plot(places, heights, "o", markersize=9, label=who)
         axis.set(title=title, ylabel="milliseconds (median)", yscale="log")
+        axis.grid(axis="y", alpha=0.3)
         axis.set_xticks(np.arange(len(MEASURES)), MEASURES)
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)

@@ -275,10 +275,10 @@ def main() -> None:
     report.note(
         f"Seconds of wall time, medians of {rounds} interleaved rounds of new processes; the start "
         "of the interpreter is not counted. `graph` is building the model and its abstract state, "
-        "or reading the `.meta` file. All ways end in the same loss and state, bit for bit. The cache "
-        "was filled by a native run and by a native resumption: arrays that Orbax restores are "
-        "committed to a device, and with them JAX compiles another program than that of the run "
-        "that saved them. The imported step takes the entry of that run."
+        "or reading the `.meta` file. All ways end in the same loss and state, bit for bit. The "
+        "cache was filled by a native run and by a native resumption: arrays that Orbax restores "
+        "are committed to a device, and with them JAX compiles another program than that of the "
+        "run that saved them. The imported step takes the entry of that run."
     )
     rows, caches = [], []
     for name in names:

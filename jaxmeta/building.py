@@ -54,8 +54,13 @@ class Graph(graph.GraphBuilder):
             The same tree with a `Variable` for each leaf.
 
         Raises:
-            GraphError: a leaf is not an array; all such leaves are listed.
+            GraphError: a leaf is not an array (all such are listed), or the name is taken.
         """
+        if name in self.state_trees:
+            raise errors.GraphError(
+                f"the graph has the variables of a state named {name!r} already; give this one "
+                "another name"
+            )
         flat, treedef = jax.tree_util.tree_flatten_with_path(state)
         _refuse_leaves_without_dtype(flat)
         paths = ["/".join(filter(None, [name, trees.path_name(path)])) for path, _ in flat]
@@ -130,6 +135,7 @@ class Graph(graph.GraphBuilder):
         if name in self.signatures:
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
+        _check_updates_exist(name, pairs, len(args))
         specs = jax.tree.map(_leaf_spec, (args, kwargs), is_leaf=_is_handle)
         traced = _trace(fn, specs[0], specs[1], tuple(pairs.values()) if donate else ())
         with_donation = jax.tree.leaves(traced.args_info)
@@ -175,6 +181,14 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
     return attrs
 
 
+def _check_updates_exist(name: str, updates: Mapping[int, int], num_args: int) -> None:
+    for argument in updates.values():
+        if not 0 <= argument < num_args:
+            raise errors.GraphError(
+                f"signature {name!r}: there is no argument {argument} to update, only {num_args}"
+            )
+
+
 def _is_handle(value: Any) -> bool:
     return isinstance(value, (Variable, Tensor))
 
@@ -214,9 +228,7 @@ def _physical(leaf: Any) -> tuple[str, jax.ShapeDtypeStruct]:
 
 
 def _variable_leaf(variable: Variable) -> trees.Leaf:
-    return trees.Leaf(
-        variable.op_name, variable.shape, dtypes.dtype_to_number(variable.dtype)
-    )
+    return trees.Leaf(variable.op_name, variable.shape, dtypes.dtype_to_number(variable.dtype))
 
 
 def _leaf_spec(leaf: Any) -> Any:
@@ -288,11 +300,13 @@ class _SignatureNodes:
         target = self._graph
         constants = jaxprs.jaxpr_constants(traced.jaxpr)
         tracing = trace.Tracing.into(target)
-        constant_edges = [self._constant_edge(value) for value in constants]
+        specs = [_edge_spec(value) for value in constants]
         function = trace.lower_function(
-            tracing, traced.jaxpr, self._name, self._leaf_names, constants=constant_edges
+            tracing, traced.jaxpr, self._name, self._leaf_names, constants=specs
         )
         tracing.commit(self._name)
+        # Only now, so that a trace that fails leaves the graph as it was.
+        constant_edges = [self._constant_edge(value) for value in constants]
         inputs = [self._input_edge(name, leaf) for name, (_, leaf) in self._named_leaves()]
         signature = target.functions[function].signature
         outputs = target.add_node(
@@ -314,7 +328,7 @@ class _SignatureNodes:
     def _constant_edge(self, value: Any) -> Edge:
         """Returns the edge of an array that the function closed over."""
         target = self._graph
-        impl, aval = _physical(value)
+        impl, _ = _physical(value)
         if not impl and np.asarray(value).nbytes <= _LARGEST_CONSTANT_BYTES:
             array = np.asarray(value)
             (edge,) = target.add_node(
@@ -325,12 +339,12 @@ class _SignatureNodes:
             )
             edge.shape = array.shape
             return edge
-        for known, array in target.constants.items():
+        for known, array in target.captured.items():
             if array is value:
                 return read_edge(target.variable(known))
         variable = target._add_variable(f"{self._name}/constant", value, is_trainable=False)
-        target.constants[variable.op_name] = value
-        del aval
+        target.captured[variable.op_name] = value
+        target.constants[variable.op_name] = jax.random.key_data(value) if impl else value
         return read_edge(variable)
 
     def _input_edge(self, name: str, leaf: Any) -> Edge:
@@ -465,6 +479,12 @@ def _check_update(
         )
 
 
+def _edge_spec(value: Any) -> Edge:
+    """Returns what the edge of an array will look like, before there is a node."""
+    _, aval = _physical(value)
+    return Edge("", dtypes.dtype_to_number(aval.dtype), tuple(aval.shape))
+
+
 def _physical_leaf(name: str, leaf: Any) -> trees.Leaf:
     _, aval = _physical(leaf)
     return trees.Leaf(name, tuple(aval.shape), dtypes.dtype_to_number(aval.dtype))
@@ -482,7 +502,8 @@ def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    plain = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    plain = [p.name for p in parameters if p.kind in positional]
     names = []
     for which, first, *rest in paths:
         if which.idx == 1:

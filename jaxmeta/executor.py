@@ -222,9 +222,7 @@ class Plan:
         return [env[place] for place in self._results]
 
 
-def _require_static(
-    kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]
-) -> None:
+def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
     """Turns the inputs that must be known while tracing into numpy arrays."""
     for index in kernel.static:
         value = inputs[index]
@@ -254,6 +252,7 @@ class _Planner:
         self.env: list[Any] = []
         self.steps: list[_Step] = []
         self.unsupported: dict[str, None] = {}
+        self.unfed: dict[str, None] = {}
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -275,6 +274,8 @@ class _Planner:
             self._add_constant(node, output_refs(node)[0])
             return
         kernel, run = self._bind_kernel(node, op)
+        if kernel.must_be_fed:
+            self.unfed[node.name] = None
         places = self.places
         inputs = []
         for ref in node.input:
@@ -384,6 +385,7 @@ class _Planner:
 
         Raises:
             UnsupportedOpError: some ops have no kernel; all of them are listed.
+            FeedError: some placeholders are not fed; all of them are listed.
         """
         if self.unsupported:
             raise errors.UnsupportedOpError(
@@ -392,6 +394,10 @@ class _Planner:
                     self.unsupported,
                     "Feed their outputs, or fetch what does not depend on them.",
                 )
+            )
+        if self.unfed:
+            raise errors.FeedError(
+                errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
         return Plan(self.env, arguments, self.steps, results)
 

@@ -6,6 +6,7 @@ Nodes are NodeDef protos; there is no second object model. A `Tensor`, an `Opera
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, op_defs, trees, values
-from jaxmeta._proto import graph_pb2
+from jaxmeta._proto import graph_pb2, meta_graph_pb2
 
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
@@ -354,8 +355,12 @@ class GraphBuilder(NodeContainer):
         self.signatures: dict[str, Signature] = {}
         self.state_trees: dict[str, trees.Tree] = {}
         """The record of each pytree that became variables, by the scope of their names."""
+        self.saver_def: meta_graph_pb2.SaverDef | None = None
+        """How TensorFlow saves and restores the variables, once its nodes are there."""
         self.constants: dict[str, Any] = {}
         """Arrays that traced functions closed over, by the name of the variable that holds them."""
+        self.captured: dict[str, Any] = {}
+        """The same as the functions hold them: typed keys as keys."""
 
     # --- names and scopes
 
@@ -432,17 +437,15 @@ class GraphBuilder(NodeContainer):
             GraphError: a name is taken; all of them are listed.
         """
         nodes = self._nodes
-        taken = [node.name for node in node_defs if node.name in nodes]
-        before = len(nodes)
-        nodes.update((node.name, node) for node in node_defs)
-        if taken or len(nodes) != before + len(node_defs):
-            seen: set[str] = set()
-            taken += [n.name for n in node_defs if n.name in seen or seen.add(n.name)]  # type: ignore[func-returns-value]
-            raise errors.GraphError(
-                errors.list_offenders("these nodes are not unique:", sorted(set(taken)))
-            )
-        for name in nodes if not before else [node.name for node in node_defs]:
-            self._names.mark(name)
+        added = {node.name: node for node in node_defs}
+        taken = sorted(added.keys() & nodes.keys())
+        if len(added) != len(node_defs):
+            counts = collections.Counter(node.name for node in node_defs)
+            taken += [name for name, count in counts.items() if count > 1]
+        if taken:
+            raise errors.GraphError(errors.list_offenders("these nodes are not unique:", taken))
+        nodes.update(added)
+        self._names.mark_all(added)
 
     def node(self, name: str) -> graph_pb2.NodeDef:
         """Returns a node by name.
@@ -489,7 +492,9 @@ class GraphBuilder(NodeContainer):
         """
         parsed = naming.parse_tensor_name(name)
         if ":" not in name or parsed.argument is not None:
-            raise errors.GraphError(f"{name!r} is not a tensor's name; these end in ':0', ':1', ...")
+            raise errors.GraphError(
+                f"{name!r} is not a tensor's name; these end in ':0', ':1', ..."
+            )
         count = len(self.output_numbers(parsed.node))
         if not 0 <= parsed.index < count:
             raise errors.GraphError(f"{name!r}: the operation has {count} outputs")

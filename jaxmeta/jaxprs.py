@@ -357,9 +357,7 @@ def bind_linear_solve(
         for fn, consts in zip(functions, constants, strict=True)
     ]
     form = type(params["jaxprs"])
-    return list(
-        solve.bind(*operands, const_lengths=form(*const_lengths), jaxprs=form(*jaxprs))
-    )
+    return list(solve.bind(*operands, const_lengths=form(*const_lengths), jaxprs=form(*jaxprs)))
 
 
 def bind_closed_call(fn: Callable[..., Any], operands: Sequence[Any]) -> list[Any]:

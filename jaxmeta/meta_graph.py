@@ -6,12 +6,13 @@ A file is a MetaGraphDef as TensorFlow 1 reads it. What TensorFlow has no field 
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from google.protobuf import message, text_format
+from google.protobuf import any_pb2, message, text_format
 
 from jaxmeta import building, dtypes, errors, graph, op_defs, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2, struct_pb2
@@ -107,6 +108,8 @@ def _meta_graph_to_proto(
     info.stripped_op_list.op.extend(_used_op_defs(target))
     _write_collections(meta_graph, target, collection_list)
     _write_signatures(meta_graph, target)
+    # Always there and always last, so that a file cut between two fields does not pass for whole.
+    meta_graph.object_graph_def.SetInParent()
     if saver_def is not None:
         meta_graph.saver_def.CopyFrom(saver_def)
     return meta_graph
@@ -132,9 +135,7 @@ def _write_collections(
             write_collection(meta_graph.collection_def[name], name, items)
 
 
-def write_collection(
-    proto: meta_graph_pb2.CollectionDef, name: str, items: Sequence[Any]
-) -> None:
+def write_collection(proto: meta_graph_pb2.CollectionDef, name: str, items: Sequence[Any]) -> None:
     """Writes a collection; its kind is that of the first item, as in TensorFlow.
 
     Raises:
@@ -148,9 +149,11 @@ def write_collection(
             "and operations, or strings, or ints, or floats, or trees of these"
         )
     (kind,) = kinds
-    if kind == "variable":
+    if kind == "variable" and name in _VARIABLE_COLLECTIONS:
         proto.bytes_list.value.extend(_variable_to_bytes(item) for item in items)
-    elif kind == "node":
+    elif kind == "any":
+        proto.any_list.value.extend(items)
+    elif kind in ("node", "variable"):
         proto.node_list.value.extend(item.name for item in items)
     elif kind == "bytes":
         proto.bytes_list.value.extend(
@@ -171,6 +174,8 @@ def _item_kind(item: Any) -> str | None:
         return "variable"
     if isinstance(item, (Tensor, graph.Operation)):
         return "node"
+    if isinstance(item, any_pb2.Any):
+        return "any"
     if isinstance(item, (str, bytes)):
         return "bytes"
     if isinstance(item, bool):
@@ -246,9 +251,7 @@ def read_meta_graph_file(filename: str | os.PathLike[str]) -> meta_graph_pb2.Met
         return _parse_text(path, content, binary_error)
 
 
-def _parse_text(
-    path: str, content: bytes, binary_error: Exception
-) -> meta_graph_pb2.MetaGraphDef:
+def _parse_text(path: str, content: bytes, binary_error: Exception) -> meta_graph_pb2.MetaGraphDef:
     hint = "it is truncated or corrupt, or no MetaGraphDef"
     try:
         text = content.decode("utf-8")
@@ -267,7 +270,9 @@ def import_graph(
     meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
     target: building.Graph | None = None,
 ) -> building.Graph:
-    """Adds a MetaGraphDef to a graph that is empty, and returns the graph.
+    """Adds a MetaGraphDef to a graph, and returns the graph.
+
+    A MetaGraphDef that is refused leaves the graph's nodes and functions as they were.
 
     Raises:
         FormatError: the file is not readable, or from a newer jaxmeta or TensorFlow.
@@ -283,14 +288,17 @@ def import_graph(
         meta_graph = read_meta_graph_file(source)
     with paused_gc():
         _check_versions(source, meta_graph)
+        _check_nodes(source, meta_graph.graph_def)
+        _check_function_names(source, meta_graph.graph_def, target)
+        target.add_node_defs(meta_graph.graph_def.node)
         for function in meta_graph.graph_def.library.function:
             target.add_function(function)
         target.gradients.extend(meta_graph.graph_def.library.gradient)
-        _check_nodes(source, meta_graph.graph_def)
-        target.add_node_defs(meta_graph.graph_def.node)
         target.versions.CopyFrom(meta_graph.graph_def.versions)
         _read_collections(meta_graph, target)
         _read_signatures(source, meta_graph, target)
+        if meta_graph.HasField("saver_def"):
+            target.saver_def = meta_graph.saver_def
     return target
 
 
@@ -303,12 +311,24 @@ def _check_versions(source: str, meta_graph: meta_graph_pb2.MetaGraphDef) -> Non
                 f"{source}: written in format {number} of jaxmeta; this version reads up to "
                 f"{FORMAT_VERSION}. Upgrade jaxmeta."
             )
+        if not meta_graph.HasField("object_graph_def"):
+            raise errors.FormatError(f"{source}: the file is truncated: its last field is missing")
     versions = meta_graph.graph_def.versions
     if versions.min_consumer > _MAX_CONSUMER:
         raise errors.FormatError(
             f"{source}: needs a reader of GraphDef version {versions.min_consumer}; this one is "
             f"{_MAX_CONSUMER}. Upgrade jaxmeta."
         )
+
+
+def _check_function_names(
+    source: str, graph_def: graph_pb2.GraphDef, target: building.Graph
+) -> None:
+    count = collections.Counter(f.signature.name for f in graph_def.library.function)
+    taken = {name for name in count if name in target.functions or count[name] > 1}
+    if taken:
+        headline = f"{source}: these functions are not unique:"
+        raise errors.GraphError(errors.list_offenders(headline, sorted(taken)))
 
 
 def _check_nodes(source: str, graph_def: graph_pb2.GraphDef) -> None:
@@ -369,15 +389,17 @@ def _order_variables(target: building.Graph) -> None:
         target.register_variable(variable)
 
 
-def _collection_items(
-    proto: meta_graph_pb2.CollectionDef, target: building.Graph
-) -> Iterable[Any]:
+def _collection_items(proto: meta_graph_pb2.CollectionDef, target: building.Graph) -> Iterable[Any]:
     kind = proto.WhichOneof("kind")
     if kind == "node_list":
         for name in proto.node_list.value:
-            is_tensor = ":" in name
-            get = target.get_tensor_by_name if is_tensor else target.get_operation_by_name
-            yield get(name)
+            node = name.removesuffix(":0")
+            if ":" not in name:
+                yield target.get_operation_by_name(name)
+            elif node in target.variable_names:
+                yield target.variable(node)
+            else:
+                yield target.get_tensor_by_name(name)
     elif kind == "any_list":
         for item in proto.any_list.value:
             is_structure = item.type_url == _STRUCTURED_URL

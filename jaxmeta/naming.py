@@ -31,19 +31,35 @@ class UniqueNames:
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._next: dict[str, int] = {}
-        for name in taken:
-            self.mark(name)
+        self._pending: list[Iterable[str]] = []
+        self.mark_all(taken)
 
     def mark(self, name: str) -> None:
         """Records a name that exists already."""
         self._next.setdefault(name.lower(), 1)
 
+    def mark_all(self, names: Iterable[str]) -> None:
+        """Records names that exist already; they are looked at when the next one is wanted.
+
+        A graph that is imported and run has no need of new names.
+        """
+        self._pending.append(names)
+
+    def _mark_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        for names in pending:
+            for name in names:
+                self.mark(name)
+
     def is_taken(self, name: str) -> bool:
         """Returns whether a name was handed out or marked."""
+        self._mark_pending()
         return name.lower() in self._next
 
     def unique(self, name: str, *, mark: bool = True) -> str:
         """Returns the name, or the name with the first free ``_1``, ``_2``, ... appended."""
+        if self._pending:
+            self._mark_pending()
         key = name.lower()
         count = self._next.get(key, 0)
         if mark:

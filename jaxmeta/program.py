@@ -247,6 +247,35 @@ def logical_value(value: Any, variable: Variable) -> Any:
     return jaxprs.weaken(value, variable.dtype) if variable.weak_type else value
 
 
+def check_values(target: graph.GraphBuilder, physical: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where values do not fit their variables; all are listed."""
+    bad = []
+    for name, value in physical.items():
+        variable = target.variable(name)
+        if tuple(value.shape) != variable.shape or value.dtype != variable.dtype:
+            expected = f"{variable.dtype}{list(variable.shape)}"
+            bad.append(f"{name}: expected {expected}, got {value.dtype}{list(value.shape)}")
+    if bad:
+        headline = "these values do not fit the graph's variables:"
+        raise errors.CheckpointError(errors.list_offenders(headline, bad))
+
+
+def physical_values(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
+    """Returns the arrays of a state by the names of their variables, as the graph holds them.
+
+    Raises:
+        CheckpointError: leaves, shapes or dtypes are not the variables'; all are listed.
+    """
+    physical = {
+        name: physical_value(
+            value if hasattr(value, "dtype") else jax.numpy.asarray(value), target.variable(name)
+        )
+        for name, value in named_arrays(target, state).items()
+    }
+    check_values(target, physical)
+    return physical
+
+
 def named_arrays(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
     """Returns the arrays of a state by the names of their variables.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Mapping
@@ -53,14 +54,12 @@ class Saver:
         max_to_keep: int | None = 5,
         keep_checkpoint_every_n_hours: float = 10000.0,
         asynchronous: bool = True,
-        saver_def: meta_graph_pb2.SaverDef | None = None,
     ) -> None:
         self.graph = graph if graph is not None else building.get_default_graph()
         self._retention = retention.Retention(max_to_keep, keep_checkpoint_every_n_hours)
         self._max_to_keep = max_to_keep or 0
         self._keep_hours = keep_checkpoint_every_n_hours
         self._writer = orbax_checkpoint.CheckpointWriter(blocking=not asynchronous)
-        self._saver_def = saver_def
 
     def __enter__(self) -> Self:
         return self
@@ -153,21 +152,16 @@ class Saver:
                     errors.list_offenders("these variables have no value to save:", missing)
                 )
             return arrays
-        arrays = {**target.constants, **program.named_arrays(target, state_or_session)}
-        physical = {
-            name: program.physical_value(_as_array(value), target.variable(name))
-            for name, value in arrays.items()
-        }
-        _check_arrays(target, physical)
-        return physical
+        return {**target.constants, **program.physical_values(target, state_or_session)}
 
     def as_saver_def(self) -> meta_graph_pb2.SaverDef:
         """Returns the SaverDef by which TensorFlow saves and restores; adds its nodes at need."""
-        if self._saver_def is None:
-            self._saver_def = _add_saver_nodes(self.graph)
-            self._saver_def.max_to_keep = self._max_to_keep
-            self._saver_def.keep_checkpoint_every_n_hours = self._keep_hours
-        return self._saver_def
+        if self.graph.saver_def is None:
+            saver_def = _add_saver_nodes(self.graph)
+            saver_def.max_to_keep = self._max_to_keep
+            saver_def.keep_checkpoint_every_n_hours = self._keep_hours
+            self.graph.saver_def = saver_def
+        return self.graph.saver_def
 
     def export_meta_graph(
         self,
@@ -193,26 +187,9 @@ class Saver:
         session.values.update(restore_variables(self.graph, save_path))
 
 
-def _as_array(value: Any) -> Any:
-    return value if hasattr(value, "dtype") else jax.numpy.asarray(value)
-
-
 def _check_latest_filename(latest_filename: str | None) -> None:
     if latest_filename and os.path.split(latest_filename)[0]:
         raise errors.CheckpointError("'latest_filename' must not contain path components")
-
-
-def _check_arrays(target: building.Graph, arrays: Mapping[str, Any]) -> None:
-    bad = []
-    for name, array in arrays.items():
-        variable = target.variable(name)
-        if tuple(array.shape) != variable.shape or array.dtype != variable.dtype:
-            expected = f"{variable.dtype}{list(variable.shape)}"
-            bad.append(f"{name}: expected {expected}, got {array.dtype}{list(array.shape)}")
-    if bad:
-        raise errors.CheckpointError(
-            errors.list_offenders("these values do not fit the graph's variables:", bad)
-        )
 
 
 def restore_variables(
@@ -237,11 +214,7 @@ def import_meta_graph(
     Raises:
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
-    if not isinstance(meta_graph_or_file, meta_graph_pb2.MetaGraphDef):
-        meta_graph_or_file = meta_graph.read_meta_graph_file(meta_graph_or_file)
-    target = meta_graph.import_graph(meta_graph_or_file, building.get_default_graph())
-    has_saver = meta_graph_or_file.HasField("saver_def")
-    return Saver(target, saver_def=meta_graph_or_file.saver_def if has_saver else None)
+    return Saver(meta_graph.import_graph(meta_graph_or_file, building.get_default_graph()))
 
 
 def load(path: str | os.PathLike[str] | None) -> Program:
@@ -256,7 +229,10 @@ def load(path: str | os.PathLike[str] | None) -> Program:
         FormatError: the graph's file is missing, damaged, or of a newer version.
     """
     prefix = _find_prefix(path)
-    target = meta_graph.import_graph(f"{prefix}.{_META_SUFFIX}")
+    meta_file = f"{prefix}.{_META_SUFFIX}"
+    if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
+        raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
+    target = meta_graph.import_graph(meta_file)
     physical = restore_variables(target, prefix)
     recorded = _recorded_names(target)
     logical = {}
@@ -270,6 +246,16 @@ def load(path: str | os.PathLike[str] | None) -> Program:
 
 def _recorded_names(target: building.Graph) -> set[str]:
     return {leaf.name for tree in target.state_trees.values() for leaf in trees.leaves(tree)}
+
+
+def _describe_neighbours(prefix: str) -> str:
+    directory, name = os.path.split(prefix)
+    try:
+        names = os.listdir(directory or ".")
+    except OSError:
+        return f"the directory {directory} is not there either"
+    close = difflib.get_close_matches(name, names)
+    return f"close: {', '.join(sorted(close))}" if close else f"{directory} has nothing like it"
 
 
 def _find_prefix(path: str | os.PathLike[str] | None) -> str:

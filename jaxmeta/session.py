@@ -85,12 +85,11 @@ class Session:
         """Gives the variables the values in a tree of the form that `Graph.variables` was given.
 
         Raises:
-            CheckpointError: the tree's leaves are not the recorded ones.
+            CheckpointError: leaves, shapes or dtypes are not the variables'; all are listed.
         """
-        for name, value in program.named_arrays(self.graph, state).items():
-            physical = program.physical_value(value, self.graph.variable(name))
+        for name, value in program.physical_values(self.graph, state).items():
             # A copy, because running donates what the session holds.
-            self.values[name] = jax.numpy.copy(physical)
+            self.values[name] = jax.numpy.copy(value)
 
     # --- running
 
@@ -108,13 +107,25 @@ class Session:
         """
         leaves, structure = jax.tree.flatten(fetches)
         names = tuple([_fetch_name(leaf) for leaf in leaves])
-        feeds = {_fetch_name(key): value for key, value in (feed_dict or {}).items()}
-        key = (names, tuple(feeds))
+        feeds = {}
+        for tensor, value in (feed_dict or {}).items():
+            name = _fetch_name(tensor)
+            feeds[name] = value if hasattr(value, "dtype") else self._as_array(name, value)
+        key = (names, tuple([(name, x.shape, x.dtype) for name, x in feeds.items()]))
         compiled = self._compiled.get(key)
         if compiled is None:
             compiled = self._compiled[key] = self._compile(names, feeds)
         outputs = self._call(compiled, feeds)
         return jax.tree.unflatten(structure, outputs)
+
+    def _as_array(self, name: str, value: Any) -> Any:
+        """Returns a fed number or list as an array of the tensor's dtype."""
+        try:
+            return np.asarray(value, dtype=self.graph.get_tensor_by_name(name).dtype)
+        except errors.GraphError:
+            return np.asarray(value)  # reported with the other feeds
+        except (TypeError, ValueError):
+            return np.asarray(value)  # the same
 
     def _call(self, compiled: _Compiled, feeds: Mapping[str, Any]) -> Any:
         held = self.values
@@ -184,7 +195,8 @@ def _feed_faults(tensor: Tensor, value: Any) -> list[str]:
     dtype = getattr(value, "dtype", None)
     if dtype is not None and dtypes.base_number(tensor.number) != dtypes.dtype_to_number(dtype):
         expected = dtypes.dtype_name(tensor.number)
-        faults.append(f"{tensor.name}: expected dtype {expected}, got {dtype}")
+        found_name = dtypes.dtype_name(dtypes.dtype_to_number(dtype))
+        faults.append(f"{tensor.name}: expected dtype {expected}, got {found_name}")
     return faults
 
 
@@ -216,5 +228,3 @@ def _fetch_name(fetch: Any) -> str:
         f"cannot fetch or feed {fetch!r} ({type(fetch).__name__}); expected a tensor, an "
         "operation, a variable, or a name"
     )
-
-

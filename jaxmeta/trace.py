@@ -17,7 +17,7 @@ import numpy as np
 from jaxmeta import dtypes, errors, graph, jaxprs, naming, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graph import Edge
-from jaxmeta.ops import _definition
+from jaxmeta.ops import _definition, _not_lowered
 
 _ADVICE: Final = (
     "Replace them in the traced function; the primitives that have a node form are listed in "
@@ -183,12 +183,15 @@ class Lowerer:
         lowering = _definition.LOWERINGS.get(eqn.primitive.name)
         try:
             if lowering is None:
-                raise _NoNodeForm("it has no node form")
+                reason = _not_lowered.NOT_LOWERED.get(eqn.primitive.name, "it has no node form")
+                raise _NoNodeForm(reason)
             try:
                 outputs = lowering(self, *inputs, **eqn.params)
             except TypeError as error:
                 if "unexpected keyword argument" in str(error) and not error.__cause__:
-                    raise _NoNodeForm(f"this JAX gives it a parameter unknown here: {error}") from None
+                    raise _NoNodeForm(
+                        f"this JAX gives it a parameter unknown here: {error}"
+                    ) from None
                 raise
         except _NoNodeForm as error:
             self._tracing.offenders[self._describe_offender(eqn, str(error))] = None

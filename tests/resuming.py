@@ -61,7 +61,9 @@ class Resumer:
 def write_leaves(path: pathlib.Path, leaves: list[Any]) -> None:
     """Writes arrays as raw bytes with their dtypes, so that small floats keep theirs."""
     arrays = [np.asarray(leaf) for leaf in leaves]
-    np.savez(path, **{f"a{i:05d}": np.frombuffer(a.tobytes(), np.uint8) for i, a in enumerate(arrays)})
+    np.savez(
+        path, **{f"a{i:05d}": np.frombuffer(a.tobytes(), np.uint8) for i, a in enumerate(arrays)}
+    )
     described = [[str(a.dtype), list(a.shape)] for a in arrays]
     path.with_suffix(".json").write_text(json.dumps(described))
 

@@ -578,7 +578,7 @@ def test_all_missing_feeds_are_named(session):
 
 
 def test_missing_feed(session):
-    with raises(errors.FeedError, "the placeholder 'batch/y' must be fed a value"):
+    with raises(errors.FeedError, "these placeholders must be fed a value:\n  batch/y"):
         session.run("train_step:0", {"batch/x:0": BATCH["x"]})
 
 

@@ -162,7 +162,7 @@ def _stored_arrays(directory: str, described: Mapping[str, Any]) -> dict[str, _S
     """Returns the arrays by name, from the Zarr metadata by key."""
     facts = {key: zarr.get("attributes", {}).get("jaxmeta", {}) for key, zarr in described.items()}
     names = {key.rpartition("/")[0]: fact.get("name") for key, fact in facts.items()}
-    if not all(names.values()):  # written by plain Orbax, which keeps names in a file
+    if None in names.values():  # written by plain Orbax, which keeps names in a file
         with open(os.path.join(directory, layout.TREE_FILE), "rb") as opened:
             known = layout.names_by_key(json.load(opened))
         names = {key: known[key] for key in names if key in known}

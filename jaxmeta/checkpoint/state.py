@@ -86,15 +86,9 @@ def update_checkpoint_state(
 ) -> None:
     """Writes the state file of a directory; a reader sees the old one or the new one.
 
-    Args:
-        save_dir: where the file lies.
-        model_checkpoint_path: as in ``generate_checkpoint_state_proto``, as are the others.
-        all_model_checkpoint_paths: as there.
-        latest_filename: the name of the file, ``checkpoint`` if None.
-        all_model_checkpoint_timestamps: as there.
-        last_preserved_timestamp: as there.
-        save_relative_paths: make absolute paths relative to ``save_dir``, so that the directory
-            can be moved.
+    The arguments that ``generate_checkpoint_state_proto`` has too mean the same here. The file is
+    called ``checkpoint`` if ``latest_filename`` is None; ``save_relative_paths`` makes absolute
+    paths relative to ``save_dir``, so that the directory can be moved.
 
     Raises:
         CheckpointPathError: the checkpoint has the path of the state file.

@@ -110,8 +110,8 @@ class Kernel:
             `inspect.Parameter.empty` where the node must have it.
         static: which inputs must be known while tracing, by position; they arrive as numpy arrays.
         is_stateful: whether ``run`` takes the session's state before its inputs.
+        must_be_fed: whether a value for the node's outputs has to be given.
         is_host: whether it works on strings or files, which XLA has not, outside jit.
-        attr_prefix: what precedes the argument's name in the attr's name.
         injected: the arguments that the executor fills in.
     """
 
@@ -121,6 +121,7 @@ class Kernel:
     is_stateful: bool = False
     is_host: bool = False
     injected: tuple[str, ...] = ()
+    must_be_fed: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ def lowering(*primitives: str) -> Callable[[_Function], _Function]:
 
 
 def kernel(
-    *ops: str, static: Sequence[str] = (), is_host: bool = False
+    *ops: str, static: Sequence[str] = (), is_host: bool = False, must_be_fed: bool = False
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -225,7 +226,7 @@ def kernel(
     Args:
         *ops: names in TensorFlow's registry.
         static: names of the input arguments that must be known while tracing.
-        is_host: see `Kernel`.
+        is_host, must_be_fed: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -235,7 +236,8 @@ def kernel(
         for op in ops:
             if op in KERNELS:
                 raise TypeError(f"op {op!r} has a kernel already")
-            KERNELS[op] = _make_kernel(fn, op, static, is_host)
+            made = _make_kernel(fn, op, static, is_host)
+            KERNELS[op] = dataclasses.replace(made, must_be_fed=must_be_fed)
         return fn
 
     return register
@@ -293,9 +295,7 @@ def _keyword_attrs(
     return attrs, injected
 
 
-def _make_kernel(
-    fn: Callable[..., Any], op: str, static: Sequence[str], is_host: bool
-) -> Kernel:
+def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host: bool) -> Kernel:
     if not op_defs.has_op(op):
         raise TypeError(f"{op!r} is not an op of TensorFlow's registry")
     op_def = op_defs.get_op_def(op)

@@ -80,9 +80,7 @@ def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
 
         @call.defjvp
         def apply(primals: Any, tangents: Any) -> Any:
-            given = [
-                t for x, t in zip(primals, tangents, strict=True) if _is_differentiable(x)
-            ]
+            given = [t for x, t in zip(primals, tangents, strict=True) if _is_differentiable(x)]
             results = rule(*primals, *given)
             outputs = results[: function.num_results]
             return list(outputs), list(_with_tangents(outputs, results[len(outputs) :]))

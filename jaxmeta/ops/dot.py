@@ -190,9 +190,7 @@ example(lambda a, b: a @ b, f32(5, 3, 4), f32(5, 4, 2), tolerance=1e-4)
 example(lambda a, b: jnp.einsum("bij,kj->bik", a, b), f32(5, 3, 4), f32(2, 4), tolerance=1e-4)
 example(lambda a, b: jnp.einsum("bijh,bhkj->bhik", a, b), f32(2, 3, 4, 5), f32(2, 5, 2, 4))
 example(
-    lambda a, b: lax.dot_general(
-        a, b, (((1,), (0,)), ((), ())), preferred_element_type=np.float32
-    ),
+    lambda a, b: lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=np.float32),
     Spec((3, 4), jnp.bfloat16),
     Spec((4, 2), jnp.bfloat16),
     gradient=False,

@@ -49,6 +49,15 @@ def _mode_from_name(name: bytes) -> Any:
         raise errors.AttrError(f"this JAX knows no gather mode named {name!r}") from None
 
 
+def _scalar_from_text(text: str, dtype: Any) -> Any:
+    """Returns the Python scalar of which ``text`` is the `str`; attrs hold floats in 32 bits."""
+    if dtype == np.bool_:
+        return text == "True"
+    if jnp.issubdtype(dtype, np.integer):
+        return int(text)
+    return complex(text) if jnp.issubdtype(dtype, np.complexfloating) else float(text)
+
+
 def _as_int32(indices: jax.Array) -> jax.Array:
     """Returns indices as int32 or int64; large unsigned ones stay out of every array's range."""
     if indices.dtype in (np.int32, np.int64):
@@ -111,7 +120,7 @@ def lower_gather(
             indices_are_sorted=indices_are_sorted,
             unique_indices=unique_indices,
             mode=mode.name,
-            fill_value=fill,
+            fill_value=None if fill is None else str(fill.item()),
         )
     attrs: dict[str, Any] = {}
     if mode != _Mode.CLIP:
@@ -186,7 +195,7 @@ def restore_gather(
     indices_are_sorted: bool,
     unique_indices: bool,
     mode: bytes,
-    fill_value: np.ndarray[Any, Any] | None = None,
+    fill_value: bytes = b"",
 ) -> Any:
     numbers, axis = xla_attrs.gather_from_bytes(dimension_numbers)
     indices, batching_dims = _vectors_last(indices, axis, numbers.start_indices_batching_dims)
@@ -198,7 +207,7 @@ def restore_gather(
         unique_indices=unique_indices,
         indices_are_sorted=indices_are_sorted,
         mode=_mode_from_name(mode),
-        fill_value=None if fill_value is None else fill_value.item(),
+        fill_value=_scalar_from_text(fill_value.decode(), x.dtype) if fill_value else None,
     )
 
 
@@ -215,6 +224,12 @@ example(lambda x, i: jnp.take(x, i, axis=0), i32(5, 3), _FAR_IDS, gradient=False
 example(lambda x, i: jnp.take(x, i, axis=0), bools(5, 3), _FAR_IDS, gradient=False)
 example(lambda x, i: x.at[i].get(mode="clip"), f32(5, 3), _FAR_IDS)
 example(lambda x, i: x.at[i].get(mode="fill", fill_value=7.0), f32(5, 3), _FAR_IDS)
+example(
+    lambda x, i: x.at[i].get(mode="fill", fill_value=1 + 2j),
+    Spec((5, 3), np.complex64),
+    _FAR_IDS,
+    gradient=False,
+)
 example(
     lambda x, i: x.at[i].get(mode="promise_in_bounds", indices_are_sorted=True), f32(9, 3), i32(4)
 )

@@ -783,17 +783,15 @@ def lower_symmetric_product(
         square = jnp.matmul(matrix, jnp.swapaxes(matrix, -1, -2), precision="highest")
         return jnp.asarray(alpha * square + beta * addend)
 
-    # Float attrs have 32 bits, tensors as many as these.
-    scales = {"alpha": np.asarray(alpha), "beta": np.asarray(beta)}
+    # As text, because float attrs have 32 bits.
+    scales = {"alpha": repr(float(alpha)), "beta": repr(float(beta))}
     return ctx.composite("symmetric_product", product, a, c, **scales)
 
 
 @restores("symmetric_product")
-def restore_symmetric_product(
-    a: Any, c: Any, *, alpha: np.ndarray[Any, Any], beta: np.ndarray[Any, Any]
-) -> Any:
+def restore_symmetric_product(a: Any, c: Any, *, alpha: bytes, beta: bytes) -> Any:
     return lax.linalg.symmetric_product(
-        a, c, alpha=alpha.item(), beta=beta.item(), symmetrize_output=False
+        a, c, alpha=float(alpha), beta=float(beta), symmetrize_output=False
     )
 
 

@@ -446,7 +446,9 @@ example(lambda x: lax.round(x), f32(3, 4))
 
 
 def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable[..., Any]) -> None:
-    _binary(op, primitive, fn, _PAIR, _INTS, (bools(3), bools(3)), otherwise=on_bools, gradient=False)
+    _binary(
+        op, primitive, fn, _PAIR, _INTS, (bools(3), bools(3)), otherwise=on_bools, gradient=False
+    )
 
 
 _binary("Equal", "eq", lax.eq, _INTS, (bools(3), bools(3)), gradient=False)
@@ -527,7 +529,9 @@ def right_shift_kernel(x: Any, y: Any) -> Any:
 restores("shift_right_logical")(_broadcasting(lax.shift_right_logical))
 example(lambda x, y: lax.shift_right_logical(x, y), u32(5), u32(5, high=8), gradient=False)
 example(lambda x, y: lax.shift_right_logical(x, y), i32(5), i32(5, low=0, high=8), gradient=False)
-example(lambda x, y: lax.shift_right_arithmetic(x, y), i32(5), i32(5, low=0, high=8), gradient=False)
+example(
+    lambda x, y: lax.shift_right_arithmetic(x, y), i32(5), i32(5, low=0, high=8), gradient=False
+)
 
 
 @lowering("population_count")
@@ -630,9 +634,7 @@ def restore_select_n(which: Any, *cases: Any) -> Any:
 
 example(lambda p, x, y: lax.select_n(p, x, y), bools(3, 4), f32(3, 4), f32(3, 4))
 example(lambda p, x, y: lax.select_n(p, x, y), bools(), f32(3, 4), f32(3, 4))
-example(
-    lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32(4), f32(4), f32(4)
-)
+example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32(4), f32(4), f32(4))
 
 
 @lowering("clamp")

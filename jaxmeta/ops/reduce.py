@@ -65,7 +65,9 @@ _reduction("Any", "reduce_or", lax.reduce_or, bools(3, 4))
 
 
 @lowering("psum")
-def lower_psum(ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any) -> list[Edge]:
+def lower_psum(
+    ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any
+) -> list[Edge]:
     """A psum whose axis `jax.vmap` mapped is a sum over an axis of the array."""
     if axis_index_groups is not None or not all(isinstance(axis, int) for axis in axes):
         raise ctx.unsupported(f"a psum over the mesh axes {axes} has no node form yet")

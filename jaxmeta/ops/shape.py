@@ -38,7 +38,9 @@ def _ints(values: Any) -> tuple[int, ...]:
 def _shape_constant(ctx: LoweringContext, sizes: Sequence[int]) -> Edge:
     """Returns a Const of sizes, int32 where they fit."""
     array = np.asarray(_ints(sizes), dtype=np.int64)
-    return ctx.constant(array if array.size and array.max() > _INT32_MAX else array.astype(np.int32))
+    return ctx.constant(
+        array if array.size and array.max() > _INT32_MAX else array.astype(np.int32)
+    )
 
 
 def _key_axes(ctx: LoweringContext) -> tuple[int, ...]:
@@ -62,7 +64,11 @@ def lower_reshape(
         return ctx.node("Reshape", x, _shape_constant(ctx, sizes))
     order = _ints(dimensions)
     return ctx.composite(
-        "reshape", lambda a: lax.reshape(lax.transpose(a, order), sizes), x, sizes=sizes, order=order
+        "reshape",
+        lambda a: lax.reshape(lax.transpose(a, order), sizes),
+        x,
+        sizes=sizes,
+        order=order,
     )
 
 
@@ -216,7 +222,12 @@ def fill(dims: np.ndarray[Any, Any], value: Any) -> Any:
 
 @lowering("iota")
 def lower_iota(
-    ctx: LoweringContext, *dynamic_sizes: Edge, dtype: Any, shape: Any, dimension: int, sharding: Any
+    ctx: LoweringContext,
+    *dynamic_sizes: Edge,
+    dtype: Any,
+    shape: Any,
+    dimension: int,
+    sharding: Any,
 ) -> list[Edge]:
     if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
         raise ctx.unsupported("iota with a dynamic shape or a sharding")
@@ -263,7 +274,6 @@ example(lambda x: x + lax.broadcasted_iota(np.float32, (2, 3), 0), f32(2, 3))
 example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
 
 
-
 @lowering("empty2")
 def lower_empty2(ctx: LoweringContext, *, dtype: Any, memory_space: Any) -> list[Edge]:
     if memory_space != _default_memory_space():
@@ -278,15 +288,15 @@ def _default_memory_space() -> Any:
 @restores("empty2")
 def restore_empty2(*, dtype: int) -> Any:
     empty = jaxprs.primitive("empty2")
-    return empty.bind(
-        dtype=dtypes.dtype_from_number(dtype), memory_space=_default_memory_space()
-    )
+    return empty.bind(dtype=dtypes.dtype_from_number(dtype), memory_space=_default_memory_space())
 
 
 example(
-    lambda x: x
-    + jaxprs.primitive("empty2").bind(
-        dtype=np.dtype(np.float32), memory_space=_default_memory_space()
+    lambda x: (
+        x
+        + jaxprs.primitive("empty2").bind(
+            dtype=np.dtype(np.float32), memory_space=_default_memory_space()
+        )
     ),
     f32(3),
 )
@@ -403,9 +413,7 @@ def _avals(*edges: Edge) -> list[Any]:
 @restores("dynamic_slice")
 def restore_dynamic_slice(x: Any, *starts: Any, slice_sizes: tuple[int, ...]) -> Any:
     zeros = [np.zeros((), np.int32)] * (x.ndim - len(starts))
-    return lax.dynamic_slice(
-        x, [*starts, *zeros], slice_sizes, allow_negative_indices=False
-    )
+    return lax.dynamic_slice(x, [*starts, *zeros], slice_sizes, allow_negative_indices=False)
 
 
 @kernel("XlaDynamicSlice", static=("size_indices",))
@@ -433,9 +441,7 @@ def lower_dynamic_update_slice(
 @restores("dynamic_update_slice")
 def restore_dynamic_update_slice(x: Any, update: Any, *starts: Any) -> Any:
     zeros = [np.zeros((), np.int32)] * (x.ndim - len(starts))
-    return lax.dynamic_update_slice(
-        x, update, [*starts, *zeros], allow_negative_indices=False
-    )
+    return lax.dynamic_update_slice(x, update, [*starts, *zeros], allow_negative_indices=False)
 
 
 @kernel("XlaDynamicUpdateSlice")
@@ -540,5 +546,3 @@ def xla_pad(
 
 example(lambda x: lax.pad(x, np.float32(1), ((1, 2, 0), (0, 1, 0))), f32(2, 3))
 example(lambda x: lax.pad(x, np.float32(1), ((-1, 2, 1), (0, 1, 0))), f32(3, 3))
-
-

@@ -46,7 +46,7 @@ def no_op() -> tuple[()]:
     return ()
 
 
-@kernel("Placeholder", "PlaceholderV2")
+@kernel("Placeholder", "PlaceholderV2", must_be_fed=True)
 def placeholder(*, node_name: str) -> Any:
     raise errors.FeedError(f"the placeholder {node_name!r} must be fed a value")
 
