@@ -121,12 +121,13 @@ class Graph(graph.GraphBuilder):
             name: of the entry point; its node has this name too.
             fn: a function of pytrees of arrays. One that is under `jax.jit` already keeps its
                 donation; else the arguments in ``updates`` are donated.
-            *args, **kwargs: what to trace it with: pytrees whose leaves are variables of this
-                graph, tensors of it, arrays, or `jax.ShapeDtypeStruct`. The last two become
-                placeholders, named by argument and path.
+            *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
+                of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
+                by argument and path.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
+            **kwargs: more of the same, by name.
 
         Raises:
             UnsupportedPrimitiveError: some primitives have no node form; all are listed.
@@ -275,7 +276,7 @@ def _trace(
     jitted = fn if hasattr(fn, "trace") and hasattr(fn, "lower") else None
     if jitted is None:
         jitted = jax.jit(fn, donate_argnums=donated)
-    return jitted.trace(*args, **kwargs)  # type: ignore[attr-defined]
+    return jitted.trace(*args, **kwargs)
 
 
 class _SignatureNodes:
@@ -319,7 +320,7 @@ class _SignatureNodes:
             },
             self._name,
         )
-        self.call_name = next(reversed(target.nodes))
+        self.call_name = target.last_node_name
         return outputs
 
     def _named_leaves(self) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -419,7 +420,7 @@ class _SignatureNodes:
     ) -> str:
         """Adds the assignments of results to variables and the operation that runs them all."""
         target = self._graph
-        assignments = []
+        assignments: list[str] = []
         for result_index, argument_index in updates.items():
             targets = list(trees.leaves(argument_tree(arguments, argument_index)))
             sources = list(trees.leaves(result_subtree(results, result_index)))
@@ -430,9 +431,9 @@ class _SignatureNodes:
                 ref = node if index == "0" else source.name
                 name = f"{self._name}/Assign"
                 target.add_node("AssignVariableOp", [handle, Edge(ref, source.number)], {}, name)
-                assignments.append(next(reversed(target.nodes)))
+                assignments.append(target.last_node_name)
         target.add_node("NoOp", [], {}, f"{self._name}/update", control_inputs=assignments)
-        train_op = next(reversed(target.nodes))
+        train_op = target.last_node_name
         target.add_to_collection(TRAIN_OP, target.get_operation_by_name(train_op))
         return train_op
 

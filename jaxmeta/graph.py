@@ -82,6 +82,11 @@ class NodeContainer:
         """The nodes by name, in the order in which they were added."""
         return self._nodes
 
+    @property
+    def last_node_name(self) -> str:
+        """The name of the node that was added last."""
+        return next(reversed(self._nodes))
+
     def add_node(
         self,
         op: str,
@@ -496,9 +501,9 @@ class GraphBuilder(NodeContainer):
                 f"{name!r} is not a tensor's name; these end in ':0', ':1', ..."
             )
         count = len(self.output_numbers(parsed.node))
-        if not 0 <= parsed.index < count:
+        if not 0 <= parsed.position < count:
             raise errors.GraphError(f"{name!r}: the operation has {count} outputs")
-        return Tensor(self, parsed.node, parsed.index)
+        return Tensor(self, parsed.node, parsed.position)
 
     # --- variables and collections
 

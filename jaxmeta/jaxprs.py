@@ -56,7 +56,8 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     """Returns the value of a literal as an array of its aval's dtype, or None for a variable."""
     if not isinstance(atom, jax_core.Literal):
         return None
-    return np.asarray(atom.val, dtype=atom.aval.dtype)
+    aval: Any = atom.aval
+    return np.asarray(atom.val, dtype=aval.dtype)
 
 
 def is_drop_var(var: Any) -> bool:
@@ -457,7 +458,7 @@ def as_function(jaxpr: Jaxpr) -> Callable[..., list[Any]]:
 
 
 def rule_identity(eqn: Eqn, rule: Any) -> tuple[str, str]:
-    """Returns what tells two custom derivative rules apart: the primal's text, the rule's source."""
+    """Returns what tells two custom derivative rules apart: the primal, and the rule's source."""
     debug_info = getattr(rule, "debug_info", None)
     return str(eqn.params["call_jaxpr"]), str(getattr(debug_info, "func_src_info", ""))
 

@@ -1,7 +1,7 @@
 """MetaGraph files: export, import, and the version log of what is written.
 
 A file is a MetaGraphDef as TensorFlow 1 reads it. What TensorFlow has no field for stands in
-`_jax_*` attrs of the nodes, and the records of pytrees in ``object_graph_def``, as StructuredValues.
+`_jax_*` attrs of the nodes; records of pytrees stand in ``object_graph_def``, as StructuredValues.
 """
 
 from __future__ import annotations

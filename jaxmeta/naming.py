@@ -143,11 +143,11 @@ def _split_outside_parentheses(text: str) -> list[str]:
 
 
 class TensorName(NamedTuple):
-    """The parts of an edge: node, output argument (function bodies only), index, control."""
+    """The parts of an edge: node, output argument (in function bodies), position, control."""
 
     node: str
     argument: str | None
-    index: int
+    position: int
     is_control: bool
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, ops, trees
+from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, trees
 from jaxmeta.graph import Signature, Variable
 
 _ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
@@ -107,8 +107,8 @@ class _Entry:
         """Returns a result; one that is assigned back has the classes its argument came with."""
         if like is None:
             return trees.build(tree, items)
-        treedef = jax.tree.structure(like)
-        return jax.tree.unflatten(treedef, [next(items) for _ in range(treedef.num_leaves)])
+        leaves, treedef = jax.tree.flatten(like)
+        return jax.tree.unflatten(treedef, [next(items) for _ in leaves])
 
     # --- checks, which run only while tracing
 

@@ -350,5 +350,5 @@ def _add_restore(
         (value,) = target.add_node("Identity", [edge], {}, "Identity")
         handle = Edge(variable.op_name, dtypes.RESOURCE)
         target.add_node("AssignVariableOp", [handle, value], {}, "AssignVariableOp")
-        assigned.append(next(reversed(target.nodes)))
+        assigned.append(target.last_node_name)
     return assigned

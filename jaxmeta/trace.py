@@ -27,7 +27,7 @@ _ADVICE: Final = (
 _MAX_FUNCTION_DEPTH: Final = 200
 
 
-class _NoNodeForm(Exception):
+class _NoNodeFormError(Exception):
     """An eqn cannot be expressed; carries the reason."""
 
 
@@ -38,7 +38,7 @@ class Tracing:
     Functions are staged here and reach the graph only when the whole trace succeeded.
     """
 
-    graph: graph.GraphBuilder
+    target: graph.GraphBuilder
     library: dict[str, graph_pb2.FunctionDef]
     staged: list[graph_pb2.FunctionDef] = dataclasses.field(default_factory=list)
     names_by_jaxpr: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class Tracing:
                 )
             )
         for function in self.staged:
-            self.graph.add_function(function)
+            self.target.add_function(function)
 
 
 def lower_function(
@@ -102,7 +102,7 @@ def lower_function(
             f"functions nest more than {_MAX_FUNCTION_DEPTH} deep at {name!r}; "
             "a custom derivative rule that never ends does this"
         )
-    final_name = reserved_name or tracing.graph.unique_function_name(name)
+    final_name = reserved_name or tracing.target.unique_function_name(name)
     body = graph.FunctionBody(final_name, tracing.library)
     lowerer = Lowerer(tracing, body)
     opened = jaxprs.open_jaxpr(jaxpr)
@@ -184,16 +184,16 @@ class Lowerer:
         try:
             if lowering is None:
                 reason = _not_lowered.NOT_LOWERED.get(eqn.primitive.name, "it has no node form")
-                raise _NoNodeForm(reason)
+                raise _NoNodeFormError(reason)
             try:
                 outputs = lowering(self, *inputs, **eqn.params)
             except TypeError as error:
                 if "unexpected keyword argument" in str(error) and not error.__cause__:
-                    raise _NoNodeForm(
+                    raise _NoNodeFormError(
                         f"this JAX gives it a parameter unknown here: {error}"
                     ) from None
                 raise
-        except _NoNodeForm as error:
+        except _NoNodeFormError as error:
             self._tracing.offenders[self._describe_offender(eqn, str(error))] = None
             avals = [physical_aval(var.aval) for var in eqn.outvars]
             return [Edge("unsupported", dtypes.dtype_to_number(aval.dtype)) for aval in avals]
@@ -226,7 +226,7 @@ class Lowerer:
         dtype = self.eqn.outvars[0].aval.dtype
         return len(jaxprs.key_layout(dtype)[1]) if jaxprs.is_key_dtype(dtype) else 0
 
-    def node(self, op: str, *inputs: Any, name: str | None = None, **attrs: Any) -> list[Edge]:
+    def node(self, op: str, *inputs: Any, name: Any = None, **attrs: Any) -> list[Edge]:
         """See `LoweringContext`."""
         base = name or op
         full_name = f"{self._scope}/{base}" if self._scope else base
@@ -293,7 +293,7 @@ class Lowerer:
         tracing = self._tracing
         if key is not None and (name, key) in tracing.names_by_key:
             return tracing.names_by_key[name, key]
-        body = graph.FunctionBody(tracing.graph.unique_function_name(name), tracing.library)
+        body = graph.FunctionBody(tracing.target.unique_function_name(name), tracing.library)
         lowerer = Lowerer(tracing, body)
         lowerer.eqn = self.eqn
         arguments = [
@@ -312,7 +312,7 @@ class Lowerer:
         tracing = self._tracing
         if key in tracing.active_rules:
             return tracing.active_rules[key]
-        reserved = [tracing.graph.unique_function_name(name) for name in names]
+        reserved = [tracing.target.unique_function_name(name) for name in names]
         tracing.active_rules[key] = reserved
         try:
             for jaxpr, name in zip(trace_rules(), reserved, strict=True):
@@ -323,4 +323,4 @@ class Lowerer:
 
     def unsupported(self, reason: str) -> Exception:
         """See `LoweringContext`."""
-        return _NoNodeForm(reason)
+        return _NoNodeFormError(reason)

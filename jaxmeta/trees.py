@@ -24,7 +24,12 @@ from jaxmeta._proto import struct_pb2
 
 Key = str | int
 
-_MAX_NODES: Final = 10_000_000
+_EXACT_KINDS: Final[dict[Any, str]] = {
+    dict: "dict",
+    list: "list",
+    tuple: "tuple",
+    collections.OrderedDict: "ordered",
+}
 _EXTENSION: Final = struct_pb2.TypeSpecProto.EXTENSION_TYPE_SPEC
 
 
@@ -104,9 +109,8 @@ def _kind(tree: Any, keys: list[Any], names: tuple[Key, ...]) -> str:
     cls = type(tree)
     if tree is None:
         return "none"
-    exact = {dict: "dict", list: "list", tuple: "tuple", collections.OrderedDict: "ordered"}
-    if cls in exact:
-        return exact[cls]
+    if cls in _EXACT_KINDS:
+        return _EXACT_KINDS[cls]
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return "namedtuple"
     key_types = {type(key) for key in keys}
@@ -153,7 +157,7 @@ def build(tree: Tree, items: Iterator[Any]) -> Any:
 def _build_mapping(branch: Branch, children: list[Any]) -> Any:
     pairs = list(zip(branch.keys, children, strict=True))
     try:
-        is_sorted = list(branch.keys) == sorted(branch.keys)  # type: ignore[type-var]
+        is_sorted = list(branch.keys) == sorted(branch.keys)
     except TypeError:
         is_sorted = False
     return dict(pairs) if is_sorted else collections.OrderedDict(pairs)
@@ -192,7 +196,7 @@ def _short_name(branch: Branch) -> str:
 
 @functools.cache
 def _namedtuple_class(name: str, fields: tuple[Key, ...]) -> type:
-    return collections.namedtuple(name, [str(field) for field in fields])  # type: ignore[misc]
+    return collections.namedtuple(name, [str(field) for field in fields])
 
 
 @functools.cache

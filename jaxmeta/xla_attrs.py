@@ -141,13 +141,14 @@ def scatter_from_bytes(content: bytes) -> tuple[lax.ScatterDimensionNumbers, int
 
 def precision_to_bytes(precision: Precision) -> bytes:
     """Returns the PrecisionConfig of a precision; empty where it is None."""
-    proto = xla_data_pb2.PrecisionConfig()
+    proto: Any = xla_data_pb2.PrecisionConfig()
     for name in precision_to_names(precision):
         if name in lax.Precision.__members__:
             proto.operand_precision.append(proto.Precision.Value(name))
         else:
             proto.algorithm = proto.Algorithm.Value(_ALGORITHM_PREFIX + name)
-    return proto.SerializeToString(deterministic=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def precision_from_bytes(content: bytes) -> Precision:

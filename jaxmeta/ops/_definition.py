@@ -58,8 +58,11 @@ class LoweringContext(Protocol):
     def key_rank(self) -> int:
         """How many trailing axes of the first output hold the data of one typed key."""
 
-    def node(self, op: str, *inputs: Any, name: str | None = None, **attrs: Any) -> list[Edge]:
-        """Adds a node and returns its outputs. A list among the inputs fills a list argument."""
+    def node(self, op: str, *inputs: Any, name: Any = None, **attrs: Any) -> list[Edge]:
+        """Adds a node and returns its outputs. A list among the inputs fills a list argument.
+
+        The name is a wanted one, made unique below the eqn's scope; the op's where None.
+        """
 
     def constant(self, value: Any, dtype: Any = None) -> Edge:
         """Returns the output of a Const; equal constants of one body share a node."""
@@ -226,7 +229,8 @@ def kernel(
     Args:
         *ops: names in TensorFlow's registry.
         static: names of the input arguments that must be known while tracing.
-        is_host, must_be_fed: see `Kernel`.
+        is_host: see `Kernel`.
+        must_be_fed: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.

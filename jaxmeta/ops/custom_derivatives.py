@@ -87,7 +87,8 @@ def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
 
         return call
 
-    return function.derived(("jvp", rule.name), make)
+    derived: Callable[..., Any] = function.derived(("jvp", rule.name), make)
+    return derived
 
 
 @jax.custom_jvp
@@ -181,7 +182,8 @@ def _custom_vjp(function: Any, forward: Any, backward: Any) -> Callable[..., Any
         call.defvjp(fwd, bwd)
         return call
 
-    return function.derived(("vjp", forward.name, backward.name), make)
+    derived: Callable[..., Any] = function.derived(("vjp", forward.name, backward.name), make)
+    return derived
 
 
 @jax.custom_vjp

@@ -78,7 +78,8 @@ def _matmul_flags(
 ) -> tuple[bool, bool] | None:
     """Returns MatMul's flags where it says the contraction, else None."""
     (lhs_contract, rhs_contract), (lhs_batch, _) = numbers
-    assert lhs.shape is not None and rhs.shape is not None
+    assert lhs.shape is not None
+    assert rhs.shape is not None
     if len(lhs.shape) != 2 or len(rhs.shape) != 2 or len(lhs_contract) != 1 or lhs_batch:
         return None
     return _MATMUL_FLAGS[lhs_contract[0], rhs_contract[0]]
@@ -92,7 +93,8 @@ def _batch_matmul_flags(
     It conjugates as it transposes, so that complex operands are left to XlaDotV2.
     """
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers
-    assert lhs.shape is not None and rhs.shape is not None
+    assert lhs.shape is not None
+    assert rhs.shape is not None
     batch_rank = len(lhs_batch)
     leading = tuple(range(batch_rank))
     if (

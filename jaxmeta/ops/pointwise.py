@@ -404,13 +404,14 @@ for _name in ("one_minus_square", "log2"):
     if _fn := getattr(lax, _name, None):
         restores(_name)(_with_accuracy(_fn))
         example(_named(_name, _fn), _SMALL)
-if hasattr(lax, "polynomial"):
+_polynomial: Any = getattr(lax, "polynomial", None)
+if _polynomial is not None:
 
     @restores("polynomial")
     def restore_polynomial(x: Any, *coefficients: Any, unroll: int | None = None) -> Any:
-        return lax.polynomial(x, coefficients, unroll=unroll)
+        return _polynomial(x, coefficients, unroll=unroll)
 
-    example(lambda x: lax.polynomial(x, [np.float32(1), np.float32(2), x]), f32(3, 4))
+    example(lambda x: _polynomial(x, [np.float32(1), np.float32(2), x]), f32(3, 4))
 
 
 @lowering("round")
@@ -565,7 +566,7 @@ def lower_convert_element_type(
 
 
 @kernel("Cast")
-def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:  # noqa: N803 - the attr's
+def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:
     dtype = dtypes.dtype_from_number(DstT)
     if jnp.iscomplexobj(x) and dtype.kind != "c":
         return lax.convert_element_type(x, dtype)
@@ -585,7 +586,7 @@ def lower_bitcast_convert_type(ctx: LoweringContext, x: Edge, *, new_dtype: Any)
 
 
 @kernel("Bitcast")
-def bitcast(x: Any, *, type: int) -> Any:  # noqa: A002 - the attr's name
+def bitcast(x: Any, *, type: int) -> Any:
     return lax.bitcast_convert_type(x, dtypes.dtype_from_number(type))
 
 

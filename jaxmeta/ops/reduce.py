@@ -36,7 +36,7 @@ def _reduction(op: str, primitive: str, fn: Callable[..., Any], *specs: Any) -> 
             raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
         return ctx.node(op, x, ctx.constant([int(axis) for axis in axes], np.int32))
 
-    def run(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any:  # noqa: A002
+    def run(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any:
         axes = _axes(reduction_indices, input.ndim) if input.ndim else ()
         result = fn(input, axes)
         return lax.expand_dims(result, axes) if keep_dims else result
@@ -87,7 +87,7 @@ def _arg_reduction(op: str, primitive: str, fn: Callable[..., Any]) -> None:
         (axis,) = axes
         return ctx.node(op, x, ctx.constant(axis, np.int32), output_type=index_dtype)
 
-    def run(input: Any, dimension: Any, *, output_type: int) -> Any:  # noqa: A002
+    def run(input: Any, dimension: Any, *, output_type: int) -> Any:
         return fn(input, int(dimension) % input.ndim, dtypes.dtype_from_number(output_type))
 
     lowering(primitive)(lower)
@@ -174,7 +174,7 @@ def _top_k_along(x: Any, k: int, axis: int) -> Any:
 
 
 @kernel("TopKV2", static=("k",))
-def top_k(input: Any, k: Any, *, index_type: int) -> Any:  # noqa: A002
+def top_k(input: Any, k: Any, *, index_type: int) -> Any:
     values, indices = lax.top_k(input, int(k))
     return values, lax.convert_element_type(indices, dtypes.dtype_from_number(index_type))
 

@@ -6,6 +6,7 @@ The graph holds a typed PRNG key as its uint32 data, which have trailing axes mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def lower_squeeze(ctx: LoweringContext, x: Edge, *, dimensions: Any) -> list[Edg
 
 
 @kernel("Squeeze")
-def squeeze(input: Any, *, squeeze_dims: tuple[int, ...]) -> Any:  # noqa: A002
+def squeeze(input: Any, *, squeeze_dims: tuple[int, ...]) -> Any:
     axes = squeeze_dims or tuple(i for i, size in enumerate(input.shape) if size == 1)
     return lax.squeeze(input, axes)
 
@@ -157,7 +158,7 @@ def lower_broadcast_in_dim(
     attrs = {PRIMITIVE_ATTR: "broadcast_in_dim", "_jax_broadcast_dimensions": dims}
     if dims == tuple(range(rank - len(dims), rank)):
         return ctx.node("BroadcastTo", x, _shape_constant(ctx, out_shape))
-    if int(np.prod(x.shape)) == int(np.prod(out_shape)):
+    if math.prod(size or 0 for size in x.shape) == math.prod(out_shape):
         return ctx.node("Reshape", x, _shape_constant(ctx, out_shape), **attrs)
     aligned = [1] * rank
     for axis, size in zip(dims, x.shape, strict=True):
@@ -172,7 +173,7 @@ def lower_broadcast_in_dim(
 
 
 @kernel("BroadcastTo", static=("shape",))
-def broadcast_to(input: Any, shape: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+def broadcast_to(input: Any, shape: np.ndarray[Any, Any]) -> Any:
     sizes = _ints(shape)
     return lax.broadcast_in_dim(input, sizes, range(len(sizes) - np.ndim(input), len(sizes)))
 
@@ -200,7 +201,7 @@ def lower_tile(ctx: LoweringContext, x: Edge, *, reps: Any) -> list[Edge]:
 
 
 @kernel("Tile", static=("multiples",))
-def tile(input: Any, multiples: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+def tile(input: Any, multiples: np.ndarray[Any, Any]) -> Any:
     return jnp.tile(input, _ints(multiples))
 
 
@@ -208,7 +209,7 @@ example(lambda x: jnp.tile(x, (2, 3)), f32(2, 3))
 
 
 @kernel("ExpandDims", static=("dim",))
-def expand_dims(input: Any, dim: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+def expand_dims(input: Any, dim: np.ndarray[Any, Any]) -> Any:
     return lax.expand_dims(input, (int(dim),))
 
 
@@ -320,7 +321,7 @@ def lower_slice(
 
 @kernel("StridedSlice", static=("begin", "end", "strides"))
 def strided_slice(
-    input: Any,  # noqa: A002
+    input: Any,
     begin: np.ndarray[Any, Any],
     end: np.ndarray[Any, Any],
     strides: np.ndarray[Any, Any],
@@ -363,7 +364,7 @@ example(lambda x: lax.slice(x, (0, 1), (3, 4), (1, 2)), f32(3, 4))
 
 @kernel("Slice", static=("begin", "size"))
 def slice_kernel(
-    input: Any,  # noqa: A002
+    input: Any,
     begin: np.ndarray[Any, Any],
     size: np.ndarray[Any, Any],
 ) -> Any:
@@ -417,7 +418,7 @@ def restore_dynamic_slice(x: Any, *starts: Any, slice_sizes: tuple[int, ...]) ->
 
 
 @kernel("XlaDynamicSlice", static=("size_indices",))
-def dynamic_slice(input: Any, start_indices: Any, size_indices: np.ndarray[Any, Any]) -> Any:  # noqa: A002
+def dynamic_slice(input: Any, start_indices: Any, size_indices: np.ndarray[Any, Any]) -> Any:
     return lax.dynamic_slice(input, list(start_indices), _ints(size_indices))
 
 
@@ -445,7 +446,7 @@ def restore_dynamic_update_slice(x: Any, update: Any, *starts: Any) -> Any:
 
 
 @kernel("XlaDynamicUpdateSlice")
-def dynamic_update_slice(input: Any, update: Any, indices: Any) -> Any:  # noqa: A002
+def dynamic_update_slice(input: Any, update: Any, indices: Any) -> Any:
     return lax.dynamic_update_slice(input, update, list(indices))
 
 
@@ -528,13 +529,13 @@ def lower_pad(ctx: LoweringContext, x: Edge, fill: Edge, *, padding_config: Any)
 
 
 @kernel("PadV2", static=("paddings",))
-def pad_v2(input: Any, paddings: np.ndarray[Any, Any], constant_values: Any) -> Any:  # noqa: A002
+def pad_v2(input: Any, paddings: np.ndarray[Any, Any], constant_values: Any) -> Any:
     return lax.pad(input, constant_values, [(int(low), int(high), 0) for low, high in paddings])
 
 
 @kernel("XlaPad", static=("padding_low", "padding_high", "padding_interior"))
 def xla_pad(
-    input: Any,  # noqa: A002
+    input: Any,
     padding_value: Any,
     padding_low: np.ndarray[Any, Any],
     padding_high: np.ndarray[Any, Any],

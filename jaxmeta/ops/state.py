@@ -52,5 +52,5 @@ def placeholder(*, node_name: str) -> Any:
 
 
 @kernel("PlaceholderWithDefault")
-def placeholder_with_default(input: Any) -> Any:  # noqa: A002
+def placeholder_with_default(input: Any) -> Any:
     return input
