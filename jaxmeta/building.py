@@ -138,6 +138,7 @@ class Graph(graph.GraphBuilder):
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
         _check_updates_exist(name, pairs, len(args))
         specs = jax.tree.map(_leaf_spec, (args, kwargs), is_leaf=_is_handle)
+        _refuse_symbolic_dimensions(name, specs)
         traced = _trace(fn, specs[0], specs[1], tuple(pairs.values()) if donate else ())
         with_donation = jax.tree.leaves(traced.args_info)
         flat, _ = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_handle)
@@ -180,6 +181,20 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
     if signature.result_key_impls:
         attrs["_jax_result_key_impls"] = signature.result_key_impls
     return attrs
+
+
+def _refuse_symbolic_dimensions(name: str, specs: Any) -> None:
+    flat, _ = jax.tree_util.tree_flatten_with_path(specs)
+    bad = [
+        f"{jax.tree_util.keystr(path)}: {leaf.shape}"
+        for path, leaf in flat
+        if any(not isinstance(size, (int, np.integer)) for size in getattr(leaf, "shape", ()))
+    ]
+    if bad:
+        headline = f"signature {name!r}: symbolic dimensions cannot be traced into a graph yet:"
+        raise errors.GraphError(
+            errors.list_offenders(headline, bad, "Give each dimension as a number.")
+        )
 
 
 def _check_updates_exist(name: str, updates: Mapping[int, int], num_args: int) -> None:

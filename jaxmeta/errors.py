@@ -12,6 +12,8 @@
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
     └─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+       └─ CheckpointPathError(RuntimeError)
+                                         a checkpoint would take the state file's name
 
 Each also derives from the built-in exception that Python users would expect there.
 A message says where, what was found, what was expected and what to do; where there are

@@ -175,7 +175,7 @@ class Program:
         (4, 2)
     """
 
-    def __init__(self, target: graph.GraphBuilder, variables: Mapping[str, Any]) -> None:
+    def __init__(self, target: building.Graph, variables: Mapping[str, Any]) -> None:
         self.graph = target
         self.values = dict(variables)
         self._functions: dict[str, Callable[..., Any]] = {}

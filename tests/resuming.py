@@ -54,8 +54,10 @@ class Resumer:
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
 
 
 def write_leaves(path: pathlib.Path, leaves: list[Any]) -> None:
@@ -94,6 +96,7 @@ def plain_leaves(tree: Any) -> list[Any]:
 
 def _resume(request: dict[str, Any]) -> dict[str, Any]:
     """Loads a checkpoint, runs its train step, and writes state, metrics and optimized HLO."""
+    import hlo
     import jax
 
     import jaxmeta as jm
@@ -112,7 +115,7 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
         state, values = compiled(state, batch)
         metrics.extend(plain_leaves(values))
     write_leaves(folder / "resumed.npz", plain_leaves(state) + metrics)
-    (folder / "resumed.hlo").write_text(compiled.as_text())
+    (folder / "resumed.hlo").write_text(hlo.hlo_text(compiled))
     if prefix := request.get("save"):
         with jm.Saver(run.graph) as saver:
             saver.save(state, prefix)

@@ -384,7 +384,9 @@ def lower_dynamic_slice(
 
     def fill_body(body: LoweringContext, inputs: list[Edge]) -> list[Edge]:
         begin = _pack_starts(body, inputs[1:], len(sizes))
-        return body.node("XlaDynamicSlice", inputs[0], begin, body.constant(sizes, np.int32))
+        # One attr types both, so that the sizes take the dtype of the starts.
+        extent = body.constant(sizes, dtypes.dtype_from_number(begin.number))
+        return body.node("XlaDynamicSlice", inputs[0], begin, extent)
 
     function = ctx.build_function("dynamic_slice", _avals(x, *starts), fill_body)
     return ctx.call(function, x, *starts, primitive="dynamic_slice", slice_sizes=sizes)
