@@ -124,6 +124,10 @@ class Function:
             self._plan = plan_function(self._def, self._library)
         return self._plan.run(arguments, state)
 
+    def call_with_state(self, state: State | None, *arguments: Any) -> list[Any]:
+        """Runs the function as a node does that calls it: it may read and write variables."""
+        return self(*arguments, state=state)
+
     def jitted(self, name: str, **options: Any) -> Callable[..., Any]:
         """Returns the function under `jax.jit` and a name; the same object for the same options."""
 
@@ -303,7 +307,7 @@ class _Planner:
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
-            self.steps.append((make, (), place, (), _CALL_KERNEL, node))
+            self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
             self.add_place(name, value)
 
@@ -328,9 +332,9 @@ class _Planner:
         if kernel is None:
             function = self._library.get(op)
             if function is not None:
-                return _CALL_KERNEL, function
+                return _CALL_KERNEL, function.call_with_state
             self.unsupported[f"{op}  (node {node.name!r})"] = None
-            return _CALL_KERNEL, _refuse
+            return _PLAIN_KERNEL, _refuse
         if not (kernel.attrs or kernel.injected):
             return kernel, kernel.run
         return kernel, self._with_attrs(node, kernel)
@@ -402,7 +406,9 @@ class _Planner:
         return Plan(self.env, arguments, self.steps, results)
 
 
-_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+# What a step needs to know of its kernel where the op table has none.
+_PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 
 def _refuse(*_: Any) -> Any:

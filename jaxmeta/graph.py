@@ -336,6 +336,20 @@ class Operation:
         return f"<jaxmeta.Operation '{self.name}' type={self.type}>"
 
 
+def index_nodes(nodes: Sequence[graph_pb2.NodeDef]) -> dict[str, graph_pb2.NodeDef]:
+    """Returns nodes by name, in their order.
+
+    Raises:
+        GraphError: several have the same name; all such names are listed.
+    """
+    by_name = {node.name: node for node in nodes}
+    if len(by_name) != len(nodes):
+        counts = collections.Counter(node.name for node in nodes)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        raise errors.GraphError(errors.list_offenders("these nodes are not unique:", repeated))
+    return by_name
+
+
 class GraphBuilder(NodeContainer):
     """A builder over a GraphDef; `jaxmeta.Graph` adds what traces functions into it.
 
@@ -435,21 +449,19 @@ class GraphBuilder(NodeContainer):
 
     # --- nodes that are there already
 
-    def add_node_defs(self, node_defs: Sequence[graph_pb2.NodeDef]) -> None:
+    def add_node_defs(self, added: Mapping[str, graph_pb2.NodeDef]) -> None:
         """Adds nodes under their own names.
 
+        Args:
+            added: by name, as `index_nodes` returns them.
+
         Raises:
-            GraphError: a name is taken; all of them are listed.
+            GraphError: names are taken; all of them are listed.
         """
-        nodes = self._nodes
-        added = {node.name: node for node in node_defs}
-        taken = sorted(added.keys() & nodes.keys())
-        if len(added) != len(node_defs):
-            counts = collections.Counter(node.name for node in node_defs)
-            taken += [name for name, count in counts.items() if count > 1]
+        taken = sorted(added.keys() & self._nodes.keys())
         if taken:
             raise errors.GraphError(errors.list_offenders("these nodes are not unique:", taken))
-        nodes.update(added)
+        self._nodes.update(added)
         self._names.mark_all(added)
 
     def node(self, name: str) -> graph_pb2.NodeDef:

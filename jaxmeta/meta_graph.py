@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from google.protobuf import any_pb2, message, text_format
@@ -288,9 +288,10 @@ def import_graph(
         meta_graph = read_meta_graph_file(source)
     with paused_gc():
         _check_versions(source, meta_graph)
-        _check_nodes(source, meta_graph.graph_def)
+        nodes = graph.index_nodes(meta_graph.graph_def.node)
+        _check_nodes(source, nodes, meta_graph.graph_def.library)
         _check_function_names(source, meta_graph.graph_def, target)
-        target.add_node_defs(meta_graph.graph_def.node)
+        target.add_node_defs(nodes)
         for function in meta_graph.graph_def.library.function:
             target.add_function(function)
         target.gradients.extend(meta_graph.graph_def.library.gradient)
@@ -331,14 +332,17 @@ def _check_function_names(
         raise errors.GraphError(errors.list_offenders(headline, sorted(taken)))
 
 
-def _check_nodes(source: str, graph_def: graph_pb2.GraphDef) -> None:
+def _check_nodes(
+    source: str,
+    nodes: Mapping[str, graph_pb2.NodeDef],
+    library: graph_pb2.FunctionDefLibrary,
+) -> None:
     """Raises where an op is unknown, or an input names no node; all offenders at once."""
-    functions = {function.signature.name for function in graph_def.library.function}
+    functions = {function.signature.name for function in library.function}
     known: set[str] = set()
     unknown: dict[str, None] = {}
-    names = {node.name for node in graph_def.node}
     missing: list[str] = []
-    for node in graph_def.node:
+    for node in nodes.values():
         op = node.op
         if op not in known:
             if op in functions or op_defs.has_op(op):
@@ -346,12 +350,12 @@ def _check_nodes(source: str, graph_def: graph_pb2.GraphDef) -> None:
             else:
                 unknown[f"{op}  (node {node.name!r})"] = None
         for ref in node.input:
-            if ref in names:
+            if ref in nodes:
                 continue
             name = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
-            if name not in names:
+            if name not in nodes:
                 missing.append(f"{node.name!r} ({op}): {ref!r}")
-    for function in graph_def.library.function:
+    for function in library.function:
         for node in function.node_def:
             if node.op not in known and node.op not in functions and not op_defs.has_op(node.op):
                 where = f"{node.name!r} of function {function.signature.name!r}"

@@ -52,8 +52,8 @@ example(lambda x: jax.jit(lambda y: y * 2.0)(x) + jax.jit(lambda y: y + 1.0)(x),
 
 
 @kernel("PartitionedCall", "StatefulPartitionedCall")
-def partitioned_call(*args: Any, f: Any) -> Any:
-    return f(*args)
+def partitioned_call(state: Any, *args: Any, f: Any) -> Any:
+    return f(*args, state=state)
 
 
 # --- remat -------------------------------------------------------------------------------------

@@ -1,0 +1,176 @@
+"""The arrows between the modules of the package: imports go one way only."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import jaxmeta
+
+ROOT = pathlib.Path(jaxmeta.__file__).parent
+
+# A module imports from the rows above its own: never from below, never from beside.
+ROWS = (
+    ("errors", "_proto"),
+    ("dtypes", "naming", "op_defs"),
+    ("values", "xla_attrs", "jaxprs"),
+    ("trees",),
+    ("graph",),
+    ("ops._not_lowered", "ops._definition"),
+    ("ops._computation",),
+    ("ops.<family>",),
+    ("ops",),
+    ("trace", "executor"),
+    ("building",),
+    ("program",),
+    ("checkpoint.atomic",),
+    ("checkpoint.layout",),
+    ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
+    ("checkpoint.orbax",),
+    ("checkpoint",),
+    ("meta_graph",),
+    ("session",),
+    ("saver",),
+    ("",),  # jaxmeta itself: the public names
+    ("command_line",),
+    ("command_line.<command>",),
+    ("__main__",),
+)
+ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
+# Arrows within a row.
+BESIDE = {("ops.window", "ops.conv")}
+# What a checkpoint knows: names and arrays, no graphs.
+CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming"}
+
+
+def module_name(path: pathlib.Path) -> str:
+    """Returns the name of a file's module below the package: ``ops.conv``; empty for jaxmeta."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    module_name(path): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if "_proto" not in path.relative_to(ROOT).parts
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Returns the full names of the modules that a file imports, at its top or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if is_module(full) else node.module)
+    return found
+
+
+def is_module(full_name: str) -> bool:
+    place = ROOT.parent.joinpath(*full_name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def own_imports(path: pathlib.Path) -> set[str]:
+    """Returns the modules of the package that a file imports."""
+    return {
+        "_proto" if name.startswith("jaxmeta._proto") else name.removeprefix("jaxmeta").lstrip(".")
+        for name in imports(path)
+        if name.split(".")[0] == "jaxmeta"
+    }
+
+
+def row(module: str) -> int:
+    if module not in ROW_OF and "." in module:
+        package = module.split(".")[0]
+        module = f"{package}.<{'family' if package == 'ops' else 'command'}>"
+    assert module in ROW_OF, f"{module!r} has no place in the rows above"
+    return ROW_OF[module]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_up_only(module):
+    bad = [
+        other
+        for other in own_imports(FILES[module])
+        if row(other) >= row(module) and (module, other) not in BESIDE
+    ]
+    assert bad == []
+
+
+def test_every_row_is_there():
+    for name in ROW_OF:
+        if "<" not in name:
+            assert is_module(f"jaxmeta.{name}".rstrip("."))
+
+
+def test_checkpoints_know_no_graphs():
+    for module, path in FILES.items():
+        if module.startswith("checkpoint"):
+            others = {name for name in own_imports(path) if not name.startswith("checkpoint")}
+            assert others <= CHECKPOINT_SEES, module
+
+
+def test_only_checkpoints_import_orbax_and_tensorstore():
+    for module, path in FILES.items():
+        roots = {name.split(".")[0] for name in imports(path)}
+        if not module.startswith("checkpoint"):
+            assert not roots & {"orbax", "tensorstore"}, module
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_neither_private_jax_nor_tensorflow_is_imported(module):
+    names = imports(FILES[module])
+    assert not [name for name in names if name.startswith(("jax._src", "jaxlib"))]
+    assert "tensorflow" not in {name.split(".")[0] for name in names}
+    assert "jax._src" not in FILES[module].read_text().replace('"jax._src"', "")
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    for module, path in FILES.items():
+        tree = ast.parse(path.read_text())
+        assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "dill", "marshal"}
+        called = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not called & {"eval", "exec", "compile", "__import__"}, module
+
+
+def test_importing_the_package_imports_no_other_library_of_models():
+    script = (
+        "import sys, jaxmeta\n"
+        "names = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(names & {'tensorflow', 'orbax', 'flax', 'optax', 'equinox', 'tensorstore'}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_the_package_starts_no_device():
+    script = (
+        "import jax, jaxmeta\n"
+        "from jax.extend import backend\n"
+        "jax.config.update('jax_platforms', 'none_of_these')\n"
+        "try:\n    backend.get_backend()\nexcept RuntimeError:\n    print('not started')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "not started"
