@@ -66,15 +66,16 @@ def main() -> None:
     """Writes the page."""
     ops: dict[str, set[str]] = collections.defaultdict(set)
     remarks: dict[str, set[str]] = collections.defaultdict(set)
-    for example in _definition.EXAMPLES:
-        jaxpr, graph = _trace(example)
+    traced = [(example, *_trace(example)) for example in _definition.EXAMPLES]
+    uses = collections.Counter(name for _, jaxpr, _ in traced for name in set(_primitives(jaxpr)))
+    for example, jaxpr, graph in traced:
         found = _single_op(jaxpr, graph)
         if found is not None:
             ops[found[0]].add(found[1])
         if example.not_in_tensorflow:
-            for name in set(_primitives(jaxpr)) & set(_definition.LOWERINGS):
-                if len(jaxpr.eqns) == 1:
-                    remarks[name].add(example.not_in_tensorflow)
+            # A remark is about what the example is there for: its rarest primitive.
+            rarest = min(_primitives(jaxpr), key=lambda name: uses[name])
+            remarks[rarest].add(example.not_in_tensorflow)
     lines = [
         f"| `{name}` | {', '.join(sorted(ops[name])) or 'see its module'} "
         f"| {'; '.join(sorted(remarks[name]))} |"
