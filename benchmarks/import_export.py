@@ -64,7 +64,8 @@ def trace_imported(path: str) -> Result:
     import jax
 
     import jaxmeta as jm
-    from jaxmeta import building, trees
+    from jaxmeta import specs as array_specs
+    from jaxmeta import trees
 
     jax.devices()
     watch = timing.Stopwatch()
@@ -80,7 +81,7 @@ def trace_imported(path: str) -> Result:
         impl = node.attr["_jax_key_impl"].s.decode() if "_jax_key_impl" in node.attr else ""
         dtype = jm.Tensor(graph, node.name, 0).dtype if ":" in leaf.name else None
         dtype = dtype or graph.variable(leaf.name).dtype
-        specs.append(building.logical_spec(leaf.shape, dtype, impl))
+        specs.append(array_specs.logical_spec(leaf.shape, dtype, impl))
     positional, named = trees.build(signature.arguments, iter(specs))
     watch.skip()
     traced = jm.Program(graph, {})[_SIGNATURE].trace(*positional, **named)

@@ -21,6 +21,7 @@ from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
 from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CheckpointError as CheckpointError
+from jaxmeta.errors import CheckpointPathError as CheckpointPathError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError

@@ -11,9 +11,8 @@
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
-    └─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
-       └─ CheckpointPathError(RuntimeError)
-                                         a checkpoint would take the state file's name
+    ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
 Each also derives from the built-in exception that Python users would expect there.
 A message says where, what was found, what was expected and what to do; where there are
@@ -57,6 +56,10 @@ class FormatError(JaxmetaError, ValueError):
 
 class CheckpointError(JaxmetaError, ValueError):
     """A checkpoint is missing or unreadable, or does not fit the graph."""
+
+
+class CheckpointPathError(JaxmetaError, RuntimeError):
+    """A checkpoint has the path of the file that is to list it."""
 
 
 def list_offenders(headline: str, offenders: Iterable[str], advice: str = "") -> str:

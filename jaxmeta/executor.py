@@ -7,45 +7,22 @@ Nothing here knows an op by name; what is special about an op stands in its kern
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import errors, jaxprs, naming, op_defs, values
+from jaxmeta import errors, jaxprs, naming, op_defs, ordering, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.ops import _definition
 
 _EMPTY: Final = inspect.Parameter.empty
 _SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
-
-
-@contextlib.contextmanager
-def paused_gc() -> Iterator[None]:
-    """Stops Python's garbage collector within the block.
-
-    Tracing makes many objects that all live on; collecting among them takes more than half of the
-    time of a large trace.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            if not gc.get_freeze_count():
-                # Moves what was made to the oldest generation without looking at it, so that the
-                # next young collections do not go through it all.
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
 
 
 class State:
@@ -453,7 +430,9 @@ def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
     except _UnknownInput:
         by_name = {node.name: node for node in function.node_def}
         arguments = {argument.name for argument in function.signature.input_arg}
-        return _plan_in_order(function, sort_nodes(by_name, by_name, given=arguments), library)
+        return _plan_in_order(
+            function, ordering.sort_nodes(by_name, by_name, given=arguments), library
+        )
 
 
 def _plan_in_order(
@@ -474,49 +453,6 @@ def _plan_in_order(
             f"function {function.signature.name!r}: unknown result {error}"
         ) from None
     return planner.finish(arguments, results)
-
-
-def sort_nodes(
-    nodes: Mapping[str, graph_pb2.NodeDef],
-    wanted: Iterable[str],
-    stop_at: frozenset[str] = frozenset(),
-    given: Collection[str] = (),
-) -> list[graph_pb2.NodeDef]:
-    """Returns the wanted nodes and all they depend on, each after its inputs.
-
-    Args:
-        nodes: by name.
-        wanted: names of nodes.
-        stop_at: nodes whose inputs are not followed, because their outputs are fed.
-        given: names that are no nodes: a function's arguments.
-
-    Raises:
-        GraphError: an input is missing, or the nodes form a cycle.
-    """
-    ordered: list[graph_pb2.NodeDef] = []
-    state: dict[str, bool] = {}  # False while its inputs are being visited, then True
-    stack = [(name, False) for name in reversed(list(wanted))]
-    while stack:
-        name, is_ready = stack.pop()
-        if is_ready:
-            state[name] = True
-            ordered.append(nodes[name])
-            continue
-        if name in state or name in given:
-            continue
-        if name not in nodes:
-            raise errors.GraphError(f"the graph has no node named {name!r}")
-        state[name] = False
-        stack.append((name, True))
-        if name in stop_at:
-            continue
-        for ref in reversed(nodes[name].input):
-            producer = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
-            if producer not in state:
-                stack.append((producer, False))
-            elif not state[producer] and producer in nodes:
-                raise errors.GraphError(f"the graph has a cycle through {producer!r} and {name!r}")
-    return ordered
 
 
 def plan_graph(
@@ -547,7 +483,7 @@ def plan_graph(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
     refs = _graph_refs(library)
-    for node in sort_nodes(nodes, [*wanted, *targets], fully_fed):
+    for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed):
         if node.name in fully_fed:
             continue
         kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}

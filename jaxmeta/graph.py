@@ -12,197 +12,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, op_defs, trees, values
+from jaxmeta import dtypes, errors, jaxprs, naming, nodes, op_defs, specs, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
+from jaxmeta.nodes import Edge as Edge
+from jaxmeta.nodes import NodeContainer
 
-KEY_IMPL_ATTR: Final = "_jax_key_impl"
-WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 # What TensorFlow 2.21 writes; any later TensorFlow reads it.
 PRODUCER_VERSION: Final = 2474
-
-
-@dataclasses.dataclass(slots=True)
-class Edge:
-    """An output of a node inside the container that made it.
-
-    Attributes:
-        ref: how an input names it there: ``node:1`` in a graph, ``node:out:0`` in a function.
-        number: its DataType number.
-        shape: its static shape, or None where it was not asked for.
-    """
-
-    ref: str
-    number: int
-    shape: values.Shape | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _OpLayout:
-    """What adding a node needs of an OpDef, laid out once."""
-
-    op_def: graph_pb2.OpDef
-    inputs: tuple[tuple[str, str, str], ...]  # (type_attr, number_attr, type_list_attr)
-    attr_kinds: dict[str, str]
-    single_output: str  # the name of the only output, or empty
-
-
-class _Layouts(dict[str, _OpLayout]):
-    def __missing__(self, op: str) -> _OpLayout:
-        layout = _lay_out(op_defs.get_op_def(op))
-        self[op] = layout
-        return layout
-
-
-def _lay_out(op_def: graph_pb2.OpDef) -> _OpLayout:
-    outputs = op_def.output_arg
-    is_single = len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr)
-    return _OpLayout(
-        op_def,
-        tuple((a.type_attr, a.number_attr, a.type_list_attr) for a in op_def.input_arg),
-        {attr.name: attr.type for attr in op_def.attr},
-        outputs[0].name if is_single else "",
-    )
-
-
-_LAYOUTS: Final = _Layouts()
-
-
-class NodeContainer:
-    """A list of nodes with unique names: a graph, or the body of a function."""
-
-    def __init__(self, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
-        self._library = library
-        self._nodes: dict[str, graph_pb2.NodeDef] = {}
-        self._names = naming.UniqueNames()
-
-    @property
-    def nodes(self) -> Mapping[str, graph_pb2.NodeDef]:
-        """The nodes by name, in the order in which they were added."""
-        return self._nodes
-
-    @property
-    def last_node_name(self) -> str:
-        """The name of the node that was added last."""
-        return next(reversed(self._nodes))
-
-    def add_node(
-        self,
-        op: str,
-        inputs: Sequence[Any],
-        attrs: Mapping[str, Any],
-        name: str | None = None,
-        control_inputs: Sequence[str] = (),
-    ) -> list[Edge]:
-        """Adds a node and returns its outputs.
-
-        Args:
-            op: a name in TensorFlow's registry, or of a function of the library.
-            inputs: an `Edge` for each input argument, a list of them for a list argument.
-            attrs: the attrs that no input restates, and any ``_jax_*`` ones.
-            name: the wanted name, made unique; the op's name where None.
-            control_inputs: names of nodes that must run before.
-
-        Raises:
-            AttrError: an attr is unknown to the op.
-            GraphError: the number of inputs is not the op's.
-        """
-        function = self._library.get(op)
-        layout = _lay_out(function.signature) if function is not None else _LAYOUTS[op]
-        node = graph_pb2.NodeDef(name=self._names.unique(name or op), op=op)
-        self._fill_inputs(node, layout, inputs)
-        for attr_name, value in attrs.items():
-            kind = layout.attr_kinds.get(attr_name)
-            if kind is None and not attr_name.startswith("_"):
-                raise errors.AttrError(
-                    f"node '{node.name}' ({op}): the op has no attr '{attr_name}', "
-                    f"only {', '.join(layout.attr_kinds) or 'none'}"
-                )
-            values.write_attr(node.attr[attr_name], value, kind)
-        if control_inputs:
-            node.input.extend(f"^{control}" for control in control_inputs)
-        self._nodes[node.name] = node
-        numbers = op_defs.output_dtypes(layout.op_def, node)
-        if layout.single_output:
-            return [Edge(self._output_ref(node.name, layout.single_output, 0, 0), numbers[0])]
-        return self._outputs(node, layout, numbers)
-
-    def _fill_inputs(
-        self, node: graph_pb2.NodeDef, layout: _OpLayout, inputs: Sequence[Any]
-    ) -> None:
-        if len(inputs) != len(layout.inputs):
-            raise errors.GraphError(
-                f"node '{node.name}' ({node.op}) takes {len(layout.inputs)} inputs, "
-                f"it was given {len(inputs)}"
-            )
-        add, attr = node.input.append, node.attr
-        for edge, (type_attr, number_attr, type_list_attr) in zip(
-            inputs, layout.inputs, strict=True
-        ):
-            if type(edge) is Edge:
-                add(edge.ref)
-                if type_attr:
-                    attr[type_attr].type = edge.number  # type: ignore[assignment]
-                continue
-            node.input.extend(item.ref for item in edge)
-            if type_list_attr:
-                attr[type_list_attr].list.SetInParent()
-                attr[type_list_attr].list.type.extend(item.number for item in edge)
-            if number_attr:
-                attr[number_attr].i = len(edge)
-            if type_attr and edge:
-                attr[type_attr].type = edge[0].number
-
-    def _outputs(
-        self, node: graph_pb2.NodeDef, layout: _OpLayout, numbers: Sequence[int]
-    ) -> list[Edge]:
-        edges: list[Edge] = []
-        for arg_name, count in op_defs.output_names(layout.op_def, node):
-            for offset in range(count):
-                index = len(edges)
-                ref = self._output_ref(node.name, arg_name, offset, index)
-                edges.append(Edge(ref, numbers[index]))
-        return edges
-
-    def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
-        raise NotImplementedError
-
-
-class FunctionBody(NodeContainer):
-    """The nodes of a library function while it is being built."""
-
-    def __init__(self, name: str, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
-        super().__init__(library)
-        self.function = graph_pb2.FunctionDef()
-        self.function.signature.name = name
-
-    def add_argument(
-        self, name: str, number: int, shape: values.Shape | None, key_impl: str = ""
-    ) -> Edge:
-        """Adds an argument and returns it as an edge."""
-        name = self._names.unique(naming.clean_name(name.replace("/", "_")) or "arg")
-        argument = self.function.signature.input_arg.add(name=name)
-        argument.type = number  # type: ignore[assignment]
-        if key_impl:
-            index = len(self.function.signature.input_arg) - 1
-            attrs = self.function.arg_attr[index].attr
-            values.write_attr(attrs[KEY_IMPL_ATTR], key_impl)
-        return Edge(name, number, shape)
-
-    def finish(self, outputs: Sequence[Edge]) -> graph_pb2.FunctionDef:
-        """Returns the FunctionDef whose outputs are the given edges."""
-        function = self.function
-        for index, edge in enumerate(outputs):
-            name = f"output_{index}"
-            argument = function.signature.output_arg.add(name=name)
-            argument.type = edge.number  # type: ignore[assignment]
-            function.ret[name] = edge.ref
-        function.node_def.extend(self._nodes.values())
-        return function
-
-    def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
-        return f"{node}:{argument}:{offset}"
+GLOBAL_VARIABLES: Final = "variables"
+TRAINABLE_VARIABLES: Final = "trainable_variables"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -534,6 +355,40 @@ class GraphBuilder(NodeContainer):
         if found is None:
             raise errors.GraphError(f"the graph has no variable named {name!r}")
         return found
+
+    def add_variable(self, path: str, leaf: Any, *, is_trainable: bool) -> Variable:
+        """Adds a variable for an array, with the nodes that read it and give it a first value."""
+        impl, aval = specs.physical(leaf)
+        dtype = np.dtype(aval.dtype)
+        op_name = self.unique_name(naming.clean_name(path), mark=False)
+        attrs = {"dtype": dtype, "shape": aval.shape, "shared_name": op_name}
+        if impl:
+            attrs[nodes.KEY_IMPL_ATTR] = impl
+        is_weak = jaxprs.is_weak(leaf)
+        if is_weak:
+            attrs[nodes.WEAK_TYPE_ATTR] = True
+        (handle,) = self._add_absolute("VarHandleOp", [], attrs, op_name)
+        zeros = values.splat_to_proto(np.zeros((), dtype), aval.shape)
+        (initial,) = self._add_absolute(
+            "Const", [], {"dtype": dtype, "value": zeros}, f"{op_name}/Initializer/zeros"
+        )
+        self._add_absolute("AssignVariableOp", [handle, initial], {}, f"{op_name}/Assign")
+        self._add_absolute(
+            "ReadVariableOp", [handle], {"dtype": dtype}, f"{op_name}/Read/ReadVariableOp"
+        )
+        trains = is_trainable and jax.dtypes.issubdtype(dtype, np.inexact)
+        variable = Variable(self, op_name, tuple(aval.shape), dtype, impl, trains, is_weak)
+        self.register_variable(variable)
+        self.add_to_collection(GLOBAL_VARIABLES, variable)
+        if trains:
+            self.add_to_collection(TRAINABLE_VARIABLES, variable)
+        return variable
+
+    def _add_absolute(
+        self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any], name: str
+    ) -> list[Edge]:
+        """Adds a node under a full name, whatever the current name scope is."""
+        return nodes.NodeContainer.add_node(self, op, inputs, attrs, name)
 
     def register_variable(self, variable: Variable) -> None:
         """Makes a variable known whose nodes are in the graph."""

@@ -83,6 +83,14 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
     return names[0], tuple(data.shape)
 
 
+def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data."""
+    if is_key_dtype(aval.dtype):
+        _, data_shape = key_layout(aval.dtype)
+        return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
 def impl_name(impl: Any) -> str:
     """Returns the name of the PRNG implementation that a primitive's parameter holds."""
     return str(getattr(impl, "name", impl))

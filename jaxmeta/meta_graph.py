@@ -9,16 +9,25 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from google.protobuf import any_pb2, message, text_format
+from google.protobuf import message, text_format
 
-from jaxmeta import building, dtypes, errors, graph, op_defs, trees, values
-from jaxmeta._proto import graph_pb2, meta_graph_pb2, struct_pb2
+from jaxmeta import (
+    building,
+    collection_defs,
+    errors,
+    graph,
+    op_defs,
+    signature_nodes,
+    trees,
+    values,
+)
+from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.checkpoint import atomic
-from jaxmeta.executor import paused_gc
-from jaxmeta.graph import Signature, Tensor, Variable
+from jaxmeta.graph import Signature, Variable
+from jaxmeta.pausing import paused_gc
 
 # Version 1, 2026-11: the first. Signatures are PartitionedCall nodes with `_jax_*` attrs; trees are
 #   StructuredValues in object_graph_def.
@@ -29,15 +38,6 @@ _TREE_PREFIX: Final = "jaxmeta/variables/"
 # TensorFlow takes an empty version as new; one below 1.9 changes how it reads variables.
 _TENSORFLOW_VERSION: Final = "2.21.0"
 _MAX_CONSUMER: Final = graph.PRODUCER_VERSION
-_STRUCTURED_URL: Final = "type.googleapis.com/tensorflow.StructuredValue"
-_VARIABLE_COLLECTIONS: Final = (
-    building.TRAINABLE_VARIABLES,
-    building.GLOBAL_VARIABLES,
-    "local_variables",
-    "model_variables",
-    "moving_average_variables",
-    "metric_variables",
-)
 _PROTOBUF_LIMIT_BYTES: Final = (1 << 31) - 1
 
 # --- export ------------------------------------------------------------------------------------
@@ -132,71 +132,7 @@ def _write_collections(
     for name in sorted(wanted):
         items = target.get_collection(name)
         if items:
-            write_collection(meta_graph.collection_def[name], name, items)
-
-
-def write_collection(proto: meta_graph_pb2.CollectionDef, name: str, items: Sequence[Any]) -> None:
-    """Writes a collection; its kind is that of the first item, as in TensorFlow.
-
-    Raises:
-        AttrError: the items are of several kinds, or of one that has no place in a file.
-    """
-    kinds = {_item_kind(item) for item in items}
-    if len(kinds) != 1 or None in kinds:
-        found = sorted({type(item).__name__ for item in items})
-        raise errors.AttrError(
-            f"collection {name!r} holds {', '.join(found)}; a collection holds variables, tensors "
-            "and operations, or strings, or ints, or floats, or trees of these"
-        )
-    (kind,) = kinds
-    if kind == "variable" and name in _VARIABLE_COLLECTIONS:
-        proto.bytes_list.value.extend(_variable_to_bytes(item) for item in items)
-    elif kind == "any":
-        proto.any_list.value.extend(items)
-    elif kind in ("node", "variable"):
-        proto.node_list.value.extend(item.name for item in items)
-    elif kind == "bytes":
-        proto.bytes_list.value.extend(
-            item.encode() if isinstance(item, str) else item for item in items
-        )
-    elif kind == "int":
-        proto.int64_list.value.extend(items)
-    elif kind == "float":
-        proto.float_list.value.extend(items)
-    else:
-        for item in items:
-            packed = proto.any_list.value.add(type_url=_STRUCTURED_URL)
-            packed.value = trees.structure_to_proto(item).SerializeToString(deterministic=True)
-
-
-def _item_kind(item: Any) -> str | None:
-    if isinstance(item, Variable):
-        return "variable"
-    if isinstance(item, (Tensor, graph.Operation)):
-        return "node"
-    if isinstance(item, any_pb2.Any):
-        return "any"
-    if isinstance(item, (str, bytes)):
-        return "bytes"
-    if isinstance(item, bool):
-        return "structure"
-    if isinstance(item, int):
-        return "int"
-    if isinstance(item, float):
-        return "float"
-    return "structure" if isinstance(item, (dict, list, tuple)) or item is None else None
-
-
-def _variable_to_bytes(variable: Variable) -> bytes:
-    proto = meta_graph_pb2.VariableDef(
-        variable_name=variable.name,
-        initial_value_name=f"{variable.op_name}/Initializer/zeros:0",
-        initializer_name=variable.initializer_name,
-        snapshot_name=variable.snapshot_name,
-        is_resource=True,
-        trainable=variable.trainable,
-    )
-    return proto.SerializeToString(deterministic=True)
+            collection_defs.collection_to_proto(meta_graph.collection_def[name], name, items)
 
 
 def _write_signatures(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:
@@ -288,10 +224,10 @@ def import_graph(
         meta_graph = read_meta_graph_file(source)
     with paused_gc():
         _check_versions(source, meta_graph)
-        nodes = graph.index_nodes(meta_graph.graph_def.node)
-        _check_nodes(source, nodes, meta_graph.graph_def.library)
+        by_name = graph.index_nodes(meta_graph.graph_def.node)
+        _check_nodes(source, by_name, meta_graph.graph_def.library)
         _check_function_names(source, meta_graph.graph_def, target)
-        target.add_node_defs(nodes)
+        target.add_node_defs(by_name)
         for function in meta_graph.graph_def.library.function:
             target.add_function(function)
         target.gradients.extend(meta_graph.graph_def.library.gradient)
@@ -372,77 +308,27 @@ def _check_nodes(
 
 def _read_collections(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:
     made: dict[bytes, Variable] = {}
-    order = [name for name in _VARIABLE_COLLECTIONS if name in meta_graph.collection_def]
+    order = [
+        name for name in collection_defs.VARIABLE_COLLECTIONS if name in meta_graph.collection_def
+    ]
     rest = sorted(set(meta_graph.collection_def) - set(order))
     for name in [*order, *rest]:
         proto = meta_graph.collection_def[name]
         if name in order and proto.WhichOneof("kind") == "bytes_list":
             for content in proto.bytes_list.value:
                 if content not in made:
-                    made[content] = _variable_from_bytes(content, name, target)
+                    made[content] = collection_defs.variable_from_bytes(content, name, target)
                 target.add_to_collection(name, made[content])
             continue
-        for item in _collection_items(proto, target):
+        for item in collection_defs.collection_from_proto(proto, target):
             target.add_to_collection(name, item)
     _order_variables(target)
 
 
 def _order_variables(target: building.Graph) -> None:
     """Makes the graph's variables stand in the order of their collection, not of trainability."""
-    for variable in target.get_collection(building.GLOBAL_VARIABLES):
+    for variable in target.get_collection(graph.GLOBAL_VARIABLES):
         target.register_variable(variable)
-
-
-def _collection_items(proto: meta_graph_pb2.CollectionDef, target: building.Graph) -> Iterable[Any]:
-    kind = proto.WhichOneof("kind")
-    if kind == "node_list":
-        for name in proto.node_list.value:
-            node = name.removesuffix(":0")
-            if ":" not in name:
-                yield target.get_operation_by_name(name)
-            elif node in target.variable_names:
-                yield target.variable(node)
-            else:
-                yield target.get_tensor_by_name(name)
-    elif kind == "any_list":
-        for item in proto.any_list.value:
-            is_structure = item.type_url == _STRUCTURED_URL
-            yield _structure_from_bytes(item.value) if is_structure else item
-    elif kind is not None:
-        yield from getattr(proto, kind).value
-
-
-def _structure_from_bytes(content: bytes) -> Any:
-    proto = struct_pb2.StructuredValue()
-    try:
-        proto.ParseFromString(content)
-    except message.DecodeError as error:
-        raise errors.FormatError(f"a collection's item cannot be parsed: {error}") from None
-    return trees.structure_from_proto(proto)
-
-
-def _variable_from_bytes(content: bytes, collection: str, target: building.Graph) -> Variable:
-    try:
-        proto = meta_graph_pb2.VariableDef.FromString(content)
-    except message.DecodeError as error:
-        raise errors.FormatError(f"collection {collection!r}: no VariableDef: {error}") from None
-    op_name = proto.variable_name.split(":")[0]
-    attr = target.node(op_name).attr
-    shape = values.shape_from_proto(attr["shape"].shape)
-    if shape is None or None in shape:
-        raise errors.FormatError(f"the variable {op_name!r} has no static shape")
-    impl = attr[graph.KEY_IMPL_ATTR].s.decode() if graph.KEY_IMPL_ATTR in attr else ""
-    variable = Variable(
-        target,
-        op_name,
-        tuple(size or 0 for size in shape),
-        dtypes.dtype_from_number(attr["dtype"].type),
-        impl,
-        proto.trainable,
-        graph.WEAK_TYPE_ATTR in attr,
-    )
-    target.register_variable(variable)
-    return variable
 
 
 # --- signatures --------------------------------------------------------------------------------
@@ -452,9 +338,9 @@ def _read_signatures(
     source: str, meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph
 ) -> None:
     calls = {
-        node.attr[building.SIGNATURE_ATTR].s.decode(): node
+        node.attr[signature_nodes.SIGNATURE_ATTR].s.decode(): node
         for node in target.nodes.values()
-        if node.op == "PartitionedCall" and building.SIGNATURE_ATTR in node.attr
+        if node.op == "PartitionedCall" and signature_nodes.SIGNATURE_ATTR in node.attr
     }
     is_ours = meta_graph.meta_info_def.meta_graph_version.startswith(_WRITER)
     for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, trees
+from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, nodes, pausing, specs, trees
 from jaxmeta.graph import Signature, Variable
 
 _ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
@@ -39,14 +39,14 @@ class _Entry:
         if ":" not in leaf.name:
             return self._variables[leaf.name].key_impl
         attr = self._graph.node(leaf.name.split(":")[0]).attr
-        has_impl = graph.KEY_IMPL_ATTR in attr
-        return attr[graph.KEY_IMPL_ATTR].s.decode() if has_impl else ""
+        has_impl = nodes.KEY_IMPL_ATTR in attr
+        return attr[nodes.KEY_IMPL_ATTR].s.decode() if has_impl else ""
 
     def jitted(self) -> Callable[..., Any]:
         signature = self._signature
 
         def fn(*args: Any, **kwargs: Any) -> Any:
-            with executor.paused_gc():
+            with pausing.paused_gc():
                 return self._run(args, kwargs)
 
         fn.__name__ = fn.__qualname__ = signature.function_name
@@ -128,7 +128,7 @@ class _Entry:
         """Raises FeedError where shapes or dtypes are not the signature's; lists all."""
         bad = []
         for leaf, impl, value in zip(self._leaves, self._key_impls, given, strict=True):
-            spec = building.logical_spec(leaf.shape, dtypes.dtype_from_number(leaf.number), impl)
+            spec = specs.logical_spec(leaf.shape, dtypes.dtype_from_number(leaf.number), impl)
             aval = jax.typeof(value)
             if tuple(aval.shape) != tuple(spec.shape) or aval.dtype != spec.dtype:
                 found = f"{aval.dtype}{list(aval.shape)}"

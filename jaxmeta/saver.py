@@ -12,11 +12,20 @@ from typing import Any, Final, Self
 import jax
 import numpy as np
 
-from jaxmeta import building, dtypes, errors, meta_graph, program, trees, values
+from jaxmeta import (
+    building,
+    dtypes,
+    errors,
+    meta_graph,
+    program,
+    signature_nodes,
+    trees,
+    values,
+)
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.checkpoint import atomic, retention, state
 from jaxmeta.checkpoint import orbax as orbax_checkpoint
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.program import Program
 from jaxmeta.session import Session
 
@@ -328,7 +337,7 @@ def _add_save(
         _string_constant(target, strings, f"SaveV2/{name}")
         for name, strings in zip(_STRING_LIST_NAMES, lists, strict=True)
     )
-    tensors = [building.read_edge(variable) for variable in variables]
+    tensors = [signature_nodes.read_edge(variable) for variable in variables]
     target.add_node("SaveV2", [filename, names, slices, tensors], {}, "SaveV2")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxmeta import building, dtypes, errors, executor, graph, naming, program
+from jaxmeta import building, dtypes, errors, executor, graph, naming, ordering, pausing, program
 from jaxmeta.graph import Operation, Tensor, Variable
 
 
@@ -148,7 +148,7 @@ class Session:
 
         def run(written: Any, read: Any, fed: list[Any]) -> tuple[list[Any], dict[str, Any]]:
             state = executor.State({**read, **written})
-            with executor.paused_gc():
+            with pausing.paused_gc():
                 values = iter(plan.run(fed, state))
             outputs = [next(values) if ":" in name else None for name in fetched]
             return outputs, {name: state.values[name] for name in state.written}
@@ -206,7 +206,7 @@ def _variables_used(
     """Returns the variables that the fetches depend on."""
     nodes = target.nodes
     stop_at = frozenset(name.split(":")[0] for name in feeds)
-    reached = executor.sort_nodes(
+    reached = ordering.sort_nodes(
         nodes, [naming.parse_tensor_name(name).node for name in fetched], stop_at
     )
     known = set(target.variable_names)

@@ -14,9 +14,9 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, graph, jaxprs, naming, values
+from jaxmeta import dtypes, errors, graph, jaxprs, naming, nodes, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered
 
 _ADVICE: Final = (
@@ -103,7 +103,7 @@ def lower_function(
             "a custom derivative rule that never ends does this"
         )
     final_name = reserved_name or tracing.target.unique_function_name(name)
-    body = graph.FunctionBody(final_name, tracing.library)
+    body = nodes.FunctionBody(final_name, tracing.library)
     lowerer = Lowerer(tracing, body)
     opened = jaxprs.open_jaxpr(jaxpr)
     if constants is None:
@@ -117,7 +117,7 @@ def lower_function(
     for index, var in enumerate(opened.invars):
         aval = var.aval
         impl = jaxprs.key_layout(aval.dtype)[0] if jaxprs.is_key_dtype(aval.dtype) else ""
-        physical = physical_aval(aval)
+        physical = jaxprs.physical_aval(aval)
         wanted = argument_names[index] if argument_names else f"x{index}"
         number = dtypes.dtype_to_number(physical.dtype)
         arguments.append(body.add_argument(wanted, number, physical.shape, impl))
@@ -125,14 +125,6 @@ def lower_function(
     tracing.stage(body.finish(outputs))
     tracing.depth -= 1
     return body.function.signature.name
-
-
-def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data."""
-    if jaxprs.is_key_dtype(aval.dtype):
-        _, data_shape = jaxprs.key_layout(aval.dtype)
-        return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
@@ -143,7 +135,7 @@ def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
 class Lowerer:
     """Adds the eqns of jaxprs to one container; the `LoweringContext` of their lowerings."""
 
-    def __init__(self, tracing: Tracing, container: graph.NodeContainer) -> None:
+    def __init__(self, tracing: Tracing, container: nodes.NodeContainer) -> None:
         self._tracing = tracing
         self._container = container
         self._constants: dict[Any, Edge] = {}
@@ -175,7 +167,7 @@ class Lowerer:
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
             for var, edge in zip(eqn.outvars, outputs, strict=True):
-                edge.shape = physical_aval(var.aval).shape
+                edge.shape = jaxprs.physical_aval(var.aval).shape
                 env[var] = edge
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -195,7 +187,7 @@ class Lowerer:
                 raise
         except _NoNodeFormError as error:
             self._tracing.offenders[self._describe_offender(eqn, str(error))] = None
-            avals = [physical_aval(var.aval) for var in eqn.outvars]
+            avals = [jaxprs.physical_aval(var.aval) for var in eqn.outvars]
             return [Edge("unsupported", dtypes.dtype_to_number(aval.dtype)) for aval in avals]
         self._check_outputs(eqn, outputs)
         return list(outputs)
@@ -218,7 +210,7 @@ class Lowerer:
     @property
     def out_avals(self) -> list[jax.ShapeDtypeStruct]:
         """See `LoweringContext`."""
-        return [physical_aval(var.aval) for var in self.eqn.outvars]
+        return [jaxprs.physical_aval(var.aval) for var in self.eqn.outvars]
 
     @property
     def key_rank(self) -> int:
@@ -293,7 +285,7 @@ class Lowerer:
         tracing = self._tracing
         if key is not None and (name, key) in tracing.names_by_key:
             return tracing.names_by_key[name, key]
-        body = graph.FunctionBody(tracing.target.unique_function_name(name), tracing.library)
+        body = nodes.FunctionBody(tracing.target.unique_function_name(name), tracing.library)
         lowerer = Lowerer(tracing, body)
         lowerer.eqn = self.eqn
         arguments = [

@@ -100,13 +100,13 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     import jaxmeta as jm
-    from jaxmeta import building, trees
+    from jaxmeta import signature_nodes, trees
 
     folder = pathlib.Path(request["folder"])
     run = jm.load(request["prefix"])
     name = request.get("signature", "train_step")
     step = run[name]
-    batch_tree = building.argument_tree(run.graph.signatures[name].arguments, 1)
+    batch_tree = signature_nodes.argument_tree(run.graph.signatures[name].arguments, 1)
     state, metrics = run.state, []
     compiled = None
     for i in range(request["steps"]):

@@ -13,7 +13,7 @@ import resuming
 import jaxmeta as jm
 
 OTHER = os.environ.get("JAXMETA_OTHER_PYTHON", "")
-NAMES = ["plain_mlp_adam", "plain_cnn_momentum", "plain_lstm_sgd", "transforms_remat"]
+NAMES = ["plain_mlp_adam", "plain_cnn_momentum", "plain_lstm_sgd", "transforms_line_search"]
 STEPS = 3
 
 pytestmark = pytest.mark.skipif(not OTHER, reason="JAXMETA_OTHER_PYTHON names no interpreter")

@@ -15,16 +15,18 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
-    ("errors", "_proto"),
-    ("dtypes", "naming", "op_defs"),
+    ("errors", "_proto", "pausing"),
+    ("dtypes", "naming", "op_defs", "ordering"),
     ("values", "xla_attrs", "jaxprs"),
     ("trees",),
+    ("specs", "nodes"),
     ("graph",),
     ("ops._not_lowered", "ops._definition"),
     ("ops._computation",),
     ("ops.<family>",),
     ("ops",),
     ("trace", "executor"),
+    ("signature_nodes",),
     ("building",),
     ("program",),
     ("checkpoint.atomic",),
@@ -32,6 +34,7 @@ ROWS = (
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
     ("checkpoint.orbax",),
     ("checkpoint",),
+    ("collection_defs",),
     ("meta_graph",),
     ("session",),
     ("saver",),

@@ -13,7 +13,6 @@ from jaxmeta.checkpoint.orbax import CheckpointWriter
 from jaxmeta.checkpoint.orbax_reader import read_specs, restore
 from jaxmeta.checkpoint.retention import Retention
 from jaxmeta.checkpoint.state import (
-    CheckpointPathError,
     checkpoint_exists,
     generate_checkpoint_state_proto,
     get_checkpoint_mtimes,
@@ -25,7 +24,6 @@ from jaxmeta.checkpoint.state import (
 )
 
 __all__ = [
-    "CheckpointPathError",
     "CheckpointWriter",
     "Retention",
     "checkpoint_exists",

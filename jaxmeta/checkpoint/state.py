@@ -28,10 +28,6 @@ _SHARD_SUFFIX: Final = re.compile(r"-[\d?]+-of-\d+$")
 _logger = logging.getLogger(__name__)
 
 
-class CheckpointPathError(errors.CheckpointError, RuntimeError):
-    """A checkpoint has the path of the file that is to list it; TensorFlow's RuntimeError."""
-
-
 # --- the state file ----------------------------------------------------------------------------
 
 
@@ -111,7 +107,7 @@ def update_checkpoint_state(
     )
     path = _state_path(save_dir, latest_filename)
     if _is_same(path, os.path.join(save_dir, state.model_checkpoint_path)):
-        raise CheckpointPathError(
+        raise errors.CheckpointPathError(
             f"checkpoint {os.fspath(model_checkpoint_path)} has the path of the state file {path}; "
             "save it under another name, or give another latest_filename"
         )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import building, dtypes, errors, graph, program, saver, trees
+from jaxmeta import building, dtypes, errors, graph, nodes, program, saver, signature_nodes, trees
 
 _FILLS: Final = ("zeros", "random")
 _SHOWN_STEPS: Final = 20
@@ -119,8 +119,8 @@ def _placeholders(target: graph.GraphBuilder, signature: graph.Signature) -> lis
         node, _, index = leaf.name.partition(":")
         if index:
             attr = target.node(node).attr
-            is_key = graph.KEY_IMPL_ATTR in attr
-            impl = attr[graph.KEY_IMPL_ATTR].s.decode() if is_key else ""
+            is_key = nodes.KEY_IMPL_ATTR in attr
+            impl = attr[nodes.KEY_IMPL_ATTR].s.decode() if is_key else ""
             dtype = dtypes.dtype_from_number(leaf.number)
             found.append(Placeholder(node, tuple(leaf.shape), dtype, impl))
     return found
@@ -138,7 +138,7 @@ def _step(
     output = loaded[signature.name](*args, **kwargs)
     outputs = dict(enumerate(output)) if isinstance(output, tuple) else {0: output}
     for result, argument in signature.updates:
-        names = trees.leaves(building.argument_tree(signature.arguments, argument))
+        names = trees.leaves(signature_nodes.argument_tree(signature.arguments, argument))
         values = jax.tree.leaves(outputs.pop(result))
         loaded.values.update(zip([leaf.name for leaf in names], values, strict=True))
     only = len(outputs) == 1

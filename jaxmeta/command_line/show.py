@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from google.protobuf import message
 
-from jaxmeta import building, dtypes, errors, graph, meta_graph, trees, values
+from jaxmeta import building, dtypes, errors, graph, meta_graph, nodes, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2, struct_pb2
 from jaxmeta.checkpoint import state
 
@@ -207,7 +207,7 @@ def _variable(node: graph_pb2.NodeDef, is_trainable: bool) -> dict[str, Any]:
         "elements": elements,
         "bytes": None if elements is None else elements * _item_bytes(number),
         "trainable": is_trainable,
-        "key_impl": node.attr[graph.KEY_IMPL_ATTR].s.decode(errors="replace"),
+        "key_impl": node.attr[nodes.KEY_IMPL_ATTR].s.decode(errors="replace"),
     }
 
 

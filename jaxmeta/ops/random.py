@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, jaxprs
-from jaxmeta.graph import KEY_IMPL_ATTR, Edge
+from jaxmeta.nodes import KEY_IMPL_ATTR, Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
     example,

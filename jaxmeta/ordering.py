@@ -1,0 +1,51 @@
+"""The order in which nodes run: each after its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from jaxmeta import errors
+from jaxmeta._proto import graph_pb2
+
+
+def sort_nodes(
+    nodes: Mapping[str, graph_pb2.NodeDef],
+    wanted: Iterable[str],
+    stop_at: frozenset[str] = frozenset(),
+    given: Collection[str] = (),
+) -> list[graph_pb2.NodeDef]:
+    """Returns the wanted nodes and all they depend on, each after its inputs.
+
+    Args:
+        nodes: by name.
+        wanted: names of nodes.
+        stop_at: nodes whose inputs are not followed, because their outputs are fed.
+        given: names that are no nodes: a function's arguments.
+
+    Raises:
+        GraphError: an input is missing, or the nodes form a cycle.
+    """
+    ordered: list[graph_pb2.NodeDef] = []
+    state: dict[str, bool] = {}  # False while its inputs are being visited, then True
+    stack = [(name, False) for name in reversed(list(wanted))]
+    while stack:
+        name, is_ready = stack.pop()
+        if is_ready:
+            state[name] = True
+            ordered.append(nodes[name])
+            continue
+        if name in state or name in given:
+            continue
+        if name not in nodes:
+            raise errors.GraphError(f"the graph has no node named {name!r}")
+        state[name] = False
+        stack.append((name, True))
+        if name in stop_at:
+            continue
+        for ref in reversed(nodes[name].input):
+            producer = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
+            if producer not in state:
+                stack.append((producer, False))
+            elif not state[producer] and producer in nodes:
+                raise errors.GraphError(f"the graph has a cycle through {producer!r} and {name!r}")
+    return ordered

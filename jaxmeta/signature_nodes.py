@@ -1,0 +1,310 @@
+"""The nodes of an entry point: placeholders, the call of its function, and assignments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from jaxmeta import dtypes, errors, graph, jaxprs, naming, nodes, specs, trace, trees, values
+from jaxmeta.graph import Signature, Tensor, Variable
+from jaxmeta.nodes import Edge
+from jaxmeta.ops import _definition
+
+TRAIN_OP: Final = "train_op"
+SIGNATURE_ATTR: Final = "_jax_signature"  # on the node that calls it: its name
+
+# Arrays that a traced function closed over: larger ones become variables, smaller ones constants.
+_LARGEST_CONSTANT_BYTES: Final = 1024
+
+
+class SignatureNodes:
+    """Adds the nodes of one signature: placeholders, the call, assignments."""
+
+    def __init__(
+        self,
+        target: graph.GraphBuilder,
+        name: str,
+        fn: Callable[..., Any],
+        flat: Sequence[tuple[Any, Any]],
+    ) -> None:
+        self._graph = target
+        self._name = name
+        self._flat = flat
+        self._leaf_names = _argument_names(fn, [path for path, _ in flat])
+        self._tensors: list[str] = []
+        self.call_name = name
+
+    def add_call(self, traced: Any) -> list[Edge]:
+        """Adds the function, its inputs and the node that calls it; returns its outputs."""
+        target = self._graph
+        constants = jaxprs.jaxpr_constants(traced.jaxpr)
+        tracing = trace.Tracing.into(target)
+        specs = [_edge_spec(value) for value in constants]
+        function = trace.lower_function(
+            tracing, traced.jaxpr, self._name, self._leaf_names, constants=specs
+        )
+        tracing.commit(self._name)
+        # Only now, so that a trace that fails leaves the graph as it was.
+        constant_edges = [self._constant_edge(value) for value in constants]
+        inputs = [self._input_edge(name, leaf) for name, (_, leaf) in self._named_leaves()]
+        signature = target.functions[function].signature
+        outputs = target.add_node(
+            "PartitionedCall",
+            [[*constant_edges, *inputs]],
+            {
+                "Tout": [argument.type for argument in signature.output_arg],
+                "f": values.FunctionRef(function),
+                "_XlaMustCompile": True,
+            },
+            self._name,
+        )
+        self.call_name = target.last_node_name
+        return outputs
+
+    def _named_leaves(self) -> Iterator[tuple[str, tuple[Any, Any]]]:
+        return iter(zip(self._leaf_names, self._flat, strict=True))
+
+    def _constant_edge(self, value: Any) -> Edge:
+        """Returns the edge of an array that the function closed over."""
+        target = self._graph
+        impl, _ = specs.physical(value)
+        if not impl and np.asarray(value).nbytes <= _LARGEST_CONSTANT_BYTES:
+            array = np.asarray(value)
+            (edge,) = target.add_node(
+                "Const",
+                [],
+                {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True},
+                f"{self._name}/Const",
+            )
+            edge.shape = array.shape
+            return edge
+        for known, array in target.captured.items():
+            if array is value:
+                return read_edge(target.variable(known))
+        variable = target.add_variable(f"{self._name}/constant", value, is_trainable=False)
+        target.captured[variable.op_name] = value
+        target.constants[variable.op_name] = jax.random.key_data(value) if impl else value
+        return read_edge(variable)
+
+    def _input_edge(self, name: str, leaf: Any) -> Edge:
+        target = self._graph
+        if isinstance(leaf, Variable):
+            if leaf.graph is not target:
+                raise errors.GraphError(f"{leaf} belongs to another graph")
+            self._tensors.append(leaf.op_name)
+            return read_edge(leaf)
+        if isinstance(leaf, Tensor):
+            self._tensors.append(leaf.name)
+            ref = f"{leaf.node_name}:{leaf.index}" if leaf.index else leaf.node_name
+            return Edge(ref, leaf.number, leaf.shape)
+        impl, aval = specs.physical(leaf)
+        edge = self._placeholder(name, impl, aval)
+        self._tensors.append(f"{edge.ref}:0")
+        return edge
+
+    def _placeholder(self, name: str, impl: str, aval: jax.ShapeDtypeStruct) -> Edge:
+        """Returns a placeholder; one of the same name and kind is shared between signatures."""
+        target = self._graph
+        attrs: dict[str, Any] = {"dtype": np.dtype(aval.dtype), "shape": aval.shape}
+        if impl:
+            attrs[nodes.KEY_IMPL_ATTR] = impl
+        known = target.nodes.get(name)
+        number = dtypes.dtype_to_number(aval.dtype)
+        if (
+            known is not None
+            and known.op == "Placeholder"
+            and known.attr["dtype"].type == number
+            and values.shape_from_proto(known.attr["shape"].shape) == tuple(aval.shape)
+            and f"{name}:0" not in self._tensors
+        ):
+            return Edge(name, number, tuple(aval.shape))
+        (edge,) = target.add_node("Placeholder", [], attrs, name)
+        edge.shape = tuple(aval.shape)
+        return edge
+
+    def make_signature(
+        self,
+        traced: Any,
+        outputs: Sequence[Edge],
+        arguments: Any,
+        updates: Mapping[int, int],
+    ) -> Signature:
+        """Returns the signature, having added the assignments of its updates."""
+        names = iter(self._tensors)
+        by_leaf = trees.describe(
+            jax.tree.map(leaf_spec, arguments, is_leaf=is_handle),
+            lambda _, leaf: specs.physical_leaf(next(names), leaf),
+        )
+        results = iter(range(len(outputs)))
+        result_tree = trees.describe(
+            traced.out_info,
+            lambda _, leaf: specs.physical_leaf(f"{self.call_name}:{next(results)}", leaf),
+        )
+        impls = tuple(specs.physical(leaf)[0] for leaf in jax.tree.leaves(traced.out_info))
+        train_op = self._add_updates(by_leaf, result_tree, updates) if updates else ""
+        return Signature(
+            name=self._name,
+            function_name=traced.fun_name,
+            arguments=by_leaf,
+            results=result_tree,
+            donated=tuple(info.donated for info in jax.tree.leaves(traced.args_info)),
+            updates=tuple(sorted(updates.items())),
+            train_op=train_op,
+            result_key_impls=impls if any(impls) else (),
+        )
+
+    def _add_updates(
+        self, arguments: trees.Tree, results: trees.Tree, updates: Mapping[int, int]
+    ) -> str:
+        """Adds the assignments of results to variables and the operation that runs them all."""
+        target = self._graph
+        assignments: list[str] = []
+        for result_index, argument_index in updates.items():
+            targets = list(trees.leaves(argument_tree(arguments, argument_index)))
+            sources = list(trees.leaves(result_subtree(results, result_index)))
+            _check_update(self._name, targets, sources, target)
+            for variable, source in zip(targets, sources, strict=True):
+                handle = Edge(variable.name, dtypes.RESOURCE)
+                node, index = source.name.split(":")
+                ref = node if index == "0" else source.name
+                name = f"{self._name}/Assign"
+                target.add_node("AssignVariableOp", [handle, Edge(ref, source.number)], {}, name)
+                assignments.append(target.last_node_name)
+        target.add_node("NoOp", [], {}, f"{self._name}/update", control_inputs=assignments)
+        train_op = target.last_node_name
+        target.add_to_collection(TRAIN_OP, target.get_operation_by_name(train_op))
+        return train_op
+
+
+def argument_tree(arguments: trees.Tree, index: int) -> trees.Tree:
+    """Returns the record of one positional argument out of that of (args, kwargs)."""
+    positional = arguments.children[0] if isinstance(arguments, trees.Branch) else None
+    if not isinstance(positional, trees.Branch) or not 0 <= index < len(positional.children):
+        raise errors.GraphError(f"there is no argument {index} to update")
+    return positional.children[index]
+
+
+def result_subtree(results: trees.Tree, index: int) -> trees.Tree:
+    """Returns the record of one result; a result that is not a tuple is result 0 itself."""
+    if isinstance(results, trees.Branch) and results.class_name == "builtins.tuple":
+        if 0 <= index < len(results.children):
+            return results.children[index]
+        raise errors.GraphError(f"there is no result {index} to assign")
+    if index:
+        raise errors.GraphError(f"the function returns one result, not {index + 1}")
+    return results
+
+
+def _check_update(
+    name: str,
+    targets: Sequence[trees.Leaf],
+    sources: Sequence[trees.Leaf],
+    target: graph.GraphBuilder,
+) -> None:
+    bad = []
+    if len(targets) != len(sources):
+        bad.append(f"the argument has {len(targets)} arrays, the result {len(sources)}")
+    for leaf, source in zip(targets, sources, strict=False):
+        if leaf.name not in target.variable_names:
+            bad.append(f"{leaf.name} is not a variable")
+        elif (leaf.shape, leaf.number) != (source.shape, source.number):
+            was = f"{dtypes.dtype_name(leaf.number)}{list(leaf.shape)}"
+            now = f"{dtypes.dtype_name(source.number)}{list(source.shape)}"
+            bad.append(f"{leaf.name} is {was}, its new value {now}")
+    if bad:
+        raise errors.GraphError(
+            errors.list_offenders(
+                f"signature {name!r}: results cannot be assigned back:",
+                bad,
+                "The result must have the argument's structure, shapes and dtypes.",
+            )
+        )
+
+
+def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
+    """Returns a name for each leaf of (args, kwargs): the parameter's, then its path."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    plain = [p.name for p in parameters if p.kind in positional]
+    names = []
+    for which, first, *rest in paths:
+        if which.idx == 1:
+            root = str(first.key)
+        else:
+            root = plain[first.idx] if first.idx < len(plain) else f"arg{first.idx}"
+        names.append(naming.clean_name("/".join(filter(None, [root, trees.path_name(rest)]))))
+    return names
+
+
+def signature_attrs(signature: Signature) -> Mapping[str, Any]:
+    """Returns the attrs of a signature's node that record what its trees do not."""
+    attrs: dict[str, Any] = {
+        SIGNATURE_ATTR: signature.name,
+        "_jax_function_name": signature.function_name,
+        "_jax_donated": signature.donated,
+        "_jax_updates": tuple(index for pair in signature.updates for index in pair),
+    }
+    if signature.train_op:
+        attrs["_jax_train_op"] = signature.train_op
+    if signature.result_key_impls:
+        attrs["_jax_result_key_impls"] = signature.result_key_impls
+    return attrs
+
+
+def is_handle(value: Any) -> bool:
+    """Returns whether a leaf of a signature's arguments stands for what is in the graph."""
+    return isinstance(value, (Variable, Tensor))
+
+
+def leaf_spec(leaf: Any) -> Any:
+    """Returns what a function is traced with for a leaf of a signature's arguments."""
+    if isinstance(leaf, Variable):
+        spec = specs.logical_spec(leaf.shape, leaf.dtype, leaf.key_impl)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, weak_type=leaf.weak_type)
+    if isinstance(leaf, Tensor):
+        impl = leaf.op.node_def.attr[nodes.KEY_IMPL_ATTR].s.decode()
+        return specs.logical_spec(leaf.shape or (), leaf.dtype, impl)
+    return leaf
+
+
+def refuse_symbolic_dimensions(name: str, specs: Any) -> None:
+    """Raises GraphError where a dimension is not a number; all are listed."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(specs)
+    bad = [
+        f"{jax.tree_util.keystr(path)}: {leaf.shape}"
+        for path, leaf in flat
+        if any(not isinstance(size, (int, np.integer)) for size in getattr(leaf, "shape", ()))
+    ]
+    if bad:
+        headline = f"signature {name!r}: symbolic dimensions cannot be traced into a graph yet:"
+        raise errors.GraphError(
+            errors.list_offenders(headline, bad, "Give each dimension as a number.")
+        )
+
+
+def check_updates_exist(name: str, updates: Mapping[int, int], num_args: int) -> None:
+    """Raises GraphError where an updated argument is not there."""
+    for argument in updates.values():
+        if not 0 <= argument < num_args:
+            raise errors.GraphError(
+                f"signature {name!r}: there is no argument {argument} to update, only {num_args}"
+            )
+
+
+def _edge_spec(value: Any) -> Edge:
+    """Returns what the edge of an array will look like, before there is a node."""
+    _, aval = specs.physical(value)
+    return Edge("", dtypes.dtype_to_number(aval.dtype), tuple(aval.shape))
+
+
+def read_edge(variable: Variable) -> Edge:
+    """Returns the edge that reads a variable."""
+    name = variable.snapshot_name.removesuffix(":0")
+    return Edge(name, dtypes.dtype_to_number(variable.dtype), variable.shape)
