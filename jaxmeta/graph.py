@@ -211,10 +211,11 @@ class GraphBuilder(NodeContainer):
         A name that ends in a slash is entered as it is; another one is made unique.
         """
         outer = self._scope
+        if name:
+            naming.check_scope_name(name, is_root=not outer)
         if name and name.endswith("/"):
             self._scope = name[:-1]
         elif name:
-            naming.check_scope_name(name, is_root=not outer)
             self._scope = self.unique_name(name)
         else:
             self._scope = ""

@@ -14,7 +14,9 @@ from jaxmeta import errors
 
 _VALID_NODE_NAME = re.compile(r"^[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*$")
 _VALID_SCOPE_NAME = re.compile(r"^[A-Za-z0-9_.\\/>-]*$")
-_INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_.\\/>-]")
+# Stricter than the patterns above: TensorFlow's importer takes no backslash, and '>' only where
+# another name follows it.
+_INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_./-]")
 _TRANSFORMED_SCOPE = re.compile(r"^(\w+)\((.*)\)$")
 
 

@@ -19,14 +19,16 @@ class _Compiled:
     """A jitted function for one choice of fetches and feeds.
 
     Attributes:
-        run: (variables that are written, the others, feeds) to (values, new values).
+        run: (values of variables that are written, of the others, feeds) to (values, new values).
         written, read: names of the variables.
+        updated: names of the variables that get the new values.
         placeholders: names of the fed tensors.
     """
 
     run: Callable[..., Any]
     written: tuple[str, ...]
     read: tuple[str, ...]
+    updated: tuple[str, ...]
     placeholders: tuple[str, ...]
 
 
@@ -130,12 +132,12 @@ class Session:
     def _call(self, compiled: _Compiled, feeds: Mapping[str, Any]) -> Any:
         held = self.values
         try:
-            written = {name: held[name] for name in compiled.written}
-            read = {name: held[name] for name in compiled.read}
+            written = [held[name] for name in compiled.written]
+            read = [held[name] for name in compiled.read]
         except KeyError as error:
             raise _uninitialized(error.args[0]) from None
-        outputs, updates = compiled.run(written, read, list(feeds.values()))
-        held.update(updates)
+        outputs, new = compiled.run(written, read, list(feeds.values()))
+        held.update(zip(compiled.updated, new, strict=True))
         return outputs
 
     def _compile(self, names: Sequence[str], feeds: Mapping[str, Any]) -> _Compiled:
@@ -146,19 +148,27 @@ class Session:
         operations = [name for name in fetched if ":" not in name]
         plan = executor.plan_graph(target.nodes, self._library, list(feeds), tensors, operations)
 
-        def run(written: Any, read: Any, fed: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-            state = executor.State({**read, **written})
+        def run_named(held: Any, fed: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+            state = executor.State(held)
             with pausing.paused_gc():
                 values = iter(plan.run(fed, state))
             outputs = [next(values) if ":" in name else None for name in fetched]
             return outputs, {name: state.values[name] for name in state.written}
 
         known = dict(self.values)
-        _, updates = jax.eval_shape(run, {}, known, list(feeds.values()))
+        _, updates = jax.eval_shape(run_named, known, list(feeds.values()))
         written = tuple(name for name in updates if name in known)
+        updated = tuple(updates)
         used = _variables_used(target, [*tensors, *operations], feeds)
         read = tuple(name for name in known if name in used and name not in updates)
-        return _Compiled(jax.jit(run, donate_argnums=0), written, read, tuple(feeds))
+
+        def run(values: list[Any], others: list[Any], fed: list[Any]) -> tuple[Any, list[Any]]:
+            held = dict(zip((*written, *read), (*values, *others), strict=True))
+            outputs, new = run_named(held, fed)
+            return outputs, [new[name] for name in updated]
+
+        compiled = jax.jit(run, donate_argnums=0)
+        return _Compiled(compiled, written, read, updated, tuple(feeds))
 
     def _resolve_fetch(self, name: str) -> str:
         """Returns the name of a tensor, or of an operation."""
