@@ -16,6 +16,7 @@ import resuming
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxmeta as jm
+from jaxmeta.meta_graph import import_graph
 
 STEPS = 10
 NAMES = list(programs.all_programs())
@@ -146,11 +147,14 @@ def test_original_finds_what_the_imported_program_compiled(tmp_path, cache, resu
 
 @pytest.mark.needs_tf
 @pytest.mark.parametrize("name", NAMES)
-def test_tensorflow_takes_the_file(name, tmp_path, tensorflow):
+def test_file_comes_back_equal_and_tensorflow_takes_it(name, tmp_path, tensorflow):
     step, state, batches = programs.get(name).make()
     graph = jm.Graph()
     graph.add_signature("train_step", step, graph.variables(state), batches(0), updates=0)
-    jm.Saver(graph).export_meta_graph(tmp_path / "model.meta")
+    exported = jm.Saver(graph).export_meta_graph(tmp_path / "model.meta")
+    again = jm.export_meta_graph(graph=import_graph(exported), saver_def=exported.saver_def)
+    assert again == exported
+    assert str(again) == str(exported)
 
     v1 = tensorflow.compat.v1
     with tensorflow.Graph().as_default():

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import errors, trees
-from jaxmeta._proto import struct_pb2
+import jaxmeta
+from jaxmeta import errors, meta_graph, trees
+from jaxmeta._proto import meta_graph_pb2, struct_pb2
 
 
 class Pair(NamedTuple):
@@ -160,7 +161,7 @@ TREES = {
     "opaque": lambda: {"a": Opaque(leaf(), Opaque(leaf()))},
     "keys": lambda: {"key": jax.random.key(0), "keys": jax.random.split(jax.random.key(1), 3)},
     "numbers": lambda: {"a": 1, "b": 2.0, "c": True, "d": np.float16(3)},
-    "deep": lambda: _nested(60),
+    "deep": lambda: _nested(24),
     "wide": lambda: {f"layer_{i}": leaf() for i in range(300)},
     "linen params": flax_linen_params,
     "linen train state": flax_train_state,
@@ -176,7 +177,7 @@ every_tree = pytest.mark.parametrize("make", TREES.values(), ids=TREES)
 def _nested(depth: int) -> Any:
     tree: Any = leaf()
     for level in range(depth):
-        tree = [{"a": tree}, (tree if level < 2 else None,)][level % 2]
+        tree = [{"a": tree}, (tree,), [tree]][level % 3]
     return tree
 
 
@@ -383,19 +384,26 @@ def test_malformed_records_are_refused(proto):
         trees.tree_from_proto(proto)
 
 
-def test_record_without_end_is_refused():
-    """Protobuf's Python parser takes nesting up to a depth that recursion may not reach."""
-    proto = LEAF
-    for _ in range(30):
-        proto = list_of(proto)
-    assert len(list(trees.leaves(trees.tree_from_proto(proto)))) == 1
-    deep = list_of()
-    inner = deep
-    for _ in range(5000):
-        inner = inner.list_value.values.add()
-        inner.list_value.SetInParent()
-    with pytest.raises(errors.FormatError):
-        trees.tree_from_proto(deep)
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda tree: {"a": tree}, lambda tree: (tree,), Layer, Pair],
+    ids=["dict", "tuple", "dataclass", "namedtuple"],
+)
+@pytest.mark.parametrize("depth", [10, 20, 300])
+def test_file_of_a_deep_tree_is_read_or_not_written(wrap, depth):
+    """Protobuf reads messages to a depth of 100."""
+    tree = leaf()
+    for _ in range(depth):
+        tree = wrap(tree, None) if wrap in (Layer, Pair) else wrap(tree)
+    graph = jaxmeta.Graph()
+    try:
+        graph.variables(tree)
+        content = jaxmeta.export_meta_graph(graph=graph).SerializeToString()
+    except errors.JaxmetaError:
+        assert depth == 300, "a depth that real programs have"
+        return
+    read = meta_graph.import_graph(meta_graph_pb2.MetaGraphDef.FromString(content))
+    assert read.state_trees == graph.state_trees
 
 
 def test_leaves_of_unknown_dimensions_come_back():

@@ -1,4 +1,4 @@
-"""Functions of scalars that XLA's ops take as attrs: how elements combine, compare, replace."""
+"""Functions that stand for others: as attrs of nodes, of scalars for XLA's ops, and batched."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ def scalars(*dtypes: Any) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
 
 
+def function_ref(ctx: LoweringContext, jaxpr: Any, name: str) -> FunctionRef:
+    """Returns the library function that holds a jaxpr, as an attr."""
+    return FunctionRef(ctx.function(jaxpr, name))
+
+
 def function_of_scalars(
     ctx: LoweringContext, fn: Callable[..., Any], name: str, dtypes: Sequence[Any]
 ) -> FunctionRef:
     """Returns a library function traced from ``fn``; equal ones of one trace are shared."""
-    return FunctionRef(ctx.function(_trace(fn, tuple(map(np.dtype, dtypes))), name))
+    return function_ref(ctx, _trace(fn, tuple(map(np.dtype, dtypes))), name)
 
 
 @functools.cache
@@ -52,8 +57,15 @@ def recognize(function: Callable[..., Any], dtype: Any) -> str:
     return str(eqn.primitive.name) if is_plain else ""
 
 
+def batched(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """Returns a function as one of arrays that have ``rank`` leading axes more."""
+    for _ in range(rank):
+        fn = jax.vmap(fn)
+    return fn
+
+
 def run_jaxpr(jaxpr: Any, *arguments: Any) -> list[Any]:
-    """Runs an open jaxpr without constants; `jax.vmap` makes it one of arrays."""
+    """Runs an open jaxpr without constants; `batched` makes it one of arrays."""
     env = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Any:

@@ -1,13 +1,17 @@
-"""Calls of library functions: jit, remat, custom derivative rules, and TensorFlow's own calls."""
+"""Calls of library functions: jit, remat, composites, and TensorFlow's own calls."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jaxmeta import jaxprs
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
 
 # --- jit ---------------------------------------------------------------------------------------
@@ -103,3 +107,61 @@ def restore_remat(
 
 
 example(lambda x: jax.checkpoint(lambda y: jax.numpy.sin(jax.numpy.sin(y)))(x), f32(3))
+
+
+# --- calls that JAX inserts, composites --------------------------------------------------------
+
+
+@lowering("closed_call", "eval_jaxpr", "core_call", "call")
+def lower_closed_call(ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any) -> list[Edge]:
+    return ctx.call(ctx.function(call_jaxpr, "closed_call"), *inputs, primitive="closed_call")
+
+
+@restores("closed_call")
+def restore_closed_call(*inputs: Any, function: Any) -> list[Any]:
+    return jaxprs.bind_closed_call(function, inputs)
+
+
+@lowering("composite")
+def lower_composite(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    name: str,
+    version: int,
+    attributes: Any,
+    jaxpr: Any = None,
+    call_jaxpr: Any = None,
+) -> list[Edge]:
+    encoded = []
+    for key, leaves, _ in attributes:
+        if len(leaves) != 1 or type(leaves[0]) not in (bool, int, float, str):
+            raise ctx.unsupported(f"a composite whose attribute {key!r} is not a plain scalar")
+        encoded.append(f"{key}={json.dumps(leaves[0])}")
+    return ctx.call(
+        ctx.function(jaxpr if jaxpr is not None else call_jaxpr, name),
+        *inputs,
+        primitive="composite",
+        name=name,
+        version=int(version),
+        attributes=encoded or None,
+    )
+
+
+@restores("composite")
+def restore_composite(
+    *inputs: Any, function: Any, name: bytes, version: int, attributes: Sequence[bytes] = ()
+) -> Any:
+    pairs = (item.decode().partition("=") for item in attributes)
+    keywords = {key: json.loads(text) for key, _, text in pairs}
+
+    def decomposition(*operands: Any, **_: Any) -> Any:
+        return function(*operands)
+
+    return lax.composite(decomposition, name.decode(), int(version))(*inputs, **keywords)
+
+
+example(
+    lambda x: lax.composite(lambda a, *, k: jnp.sin(a) * k, "my.scaled_sine", 2)(x, k=3.0),
+    f32(3),
+    gradient=False,
+)

@@ -10,34 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors, xla_attrs
-from jaxmeta.graph import Edge
-from jaxmeta.ops._definition import (
-    LoweringContext,
-    Spec,
-    example,
-    f32,
-    i32,
-    kernel,
-    lowering,
-)
-
-Pads = tuple[tuple[int, int], ...]
+from jaxmeta import dtypes, xla_attrs
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, kernel, lowering
+from jaxmeta.ops._operands import ints
+from jaxmeta.ops._window import Pads, pairs, same_padding, spatial_axes
 
 # ConvDimensionNumbers of images in NHWC and filters in HWIO, the only layout Conv2D has on CPU.
 _NHWC: Final = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _CONV2D_NUMBERS: Final = frozenset(
     map(dtypes.dtype_to_number, (jnp.bfloat16, np.float16, np.float32, np.float64))
 )
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(value) for value in np.ravel(values))
-
-
-def _pairs(values: Any) -> Pads:
-    """Returns pairs of plain ints."""
-    return tuple((int(low), int(high)) for low, high in values)
 
 
 @lowering("conv_general_dilated")
@@ -59,12 +42,12 @@ def lower_conv_general_dilated(
 ) -> list[Edge]:
     if out_sharding is not None:
         raise ctx.unsupported("an out_sharding on conv_general_dilated cannot be expressed")
-    pads, strides = _pairs(padding), _ints(window_strides)
+    pads, strides = pairs(padding), ints(window_strides)
     is_preferred = preferred_element_type is not None
     out_number = dtypes.dtype_to_number(ctx.out_avals[0].dtype)
     if (
         tuple(map(tuple, dimension_numbers)) == _NHWC
-        and set(_ints(lhs_dilation)) == {1}
+        and set(ints(lhs_dilation)) == {1}
         and batch_group_count == 1
         and lhs.number == rhs.number == out_number
         and lhs.number in _CONV2D_NUMBERS
@@ -72,7 +55,7 @@ def lower_conv_general_dilated(
         and 0 not in (*(lhs.shape or ()), *(rhs.shape or ()), *ctx.out_avals[0].shape)
     ):
         return _conv2d(
-            ctx, lhs, rhs, strides, pads, _ints(rhs_dilation), precision, is_preferred=is_preferred
+            ctx, lhs, rhs, strides, pads, ints(rhs_dilation), precision, is_preferred=is_preferred
         )
     return ctx.node(
         "XlaConvV2",
@@ -80,8 +63,8 @@ def lower_conv_general_dilated(
         rhs,
         ctx.constant(strides, np.int32),
         ctx.constant(np.asarray(pads, np.int32).reshape(-1, 2)),
-        ctx.constant(_ints(lhs_dilation), np.int32),
-        ctx.constant(_ints(rhs_dilation), np.int32),
+        ctx.constant(ints(lhs_dilation), np.int32),
+        ctx.constant(ints(rhs_dilation), np.int32),
         ctx.constant(feature_group_count, np.int32),
         dimension_numbers=xla_attrs.conv_to_bytes(dimension_numbers),
         precision_config=xla_attrs.precision_to_bytes(precision),
@@ -111,7 +94,7 @@ def _conv2d(
     if is_preferred:
         attrs["_jax_is_preferred"] = True
     padding, explicit = _padding_attrs(
-        _ints(lhs.shape[1:3]), _ints(rhs.shape[:2]), strides, pads, dilations
+        ints(lhs.shape[1:3]), ints(rhs.shape[:2]), strides, pads, dilations
     )
     return ctx.node(
         "Conv2D",
@@ -138,27 +121,6 @@ def _padding_attrs(
     if pads == same_padding(sizes, window, strides, dilations):
         return "SAME", ()
     return "EXPLICIT", (0, 0, *(side for pair in pads for side in pair), 0, 0)
-
-
-def same_padding(
-    sizes: Sequence[int], window: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> Pads:
-    """Returns the padding that TensorFlow calls SAME."""
-    dilated = [(size - 1) * dilation + 1 for size, dilation in zip(window, dilations, strict=True)]
-    return _pairs(lax.padtype_to_pads(sizes, dilated, strides, "SAME"))
-
-
-def spatial_axes(data_format: bytes, rank: int) -> tuple[int, ...]:
-    """Returns which axes of an image of TensorFlow's data_format are spatial.
-
-    Raises:
-        UnsupportedOpError: the format is not one of plain channels last or first.
-    """
-    if data_format in (b"NHWC", b"NDHWC", b"NWC"):
-        return tuple(range(1, rank - 1))
-    if data_format in (b"NCHW", b"NCDHW", b"NCW"):
-        return tuple(range(2, rank))
-    raise errors.UnsupportedOpError(f"the data_format {data_format.decode()} is not supported")
 
 
 @kernel("Conv2D")
@@ -221,10 +183,10 @@ def xla_conv_v2(
     return lax.conv_general_dilated(
         lhs,
         rhs,
-        _ints(window_strides),
-        _pairs(padding),
-        lhs_dilation=_ints(lhs_dilation),
-        rhs_dilation=_ints(rhs_dilation),
+        ints(window_strides),
+        pairs(padding),
+        lhs_dilation=ints(lhs_dilation),
+        rhs_dilation=ints(rhs_dilation),
         dimension_numbers=xla_attrs.conv_from_bytes(dimension_numbers),
         feature_group_count=int(feature_group_count),
         batch_group_count=batch_group_count,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxmeta import jaxprs
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 
 

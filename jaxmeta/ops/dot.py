@@ -1,15 +1,16 @@
-"""Contractions: matrix products, batched or not, and the general one."""
+"""Contractions: matrix products, batched or not, the general one, and of a matrix with itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, jaxprs, xla_attrs
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
     Spec,
@@ -18,7 +19,10 @@ from jaxmeta.ops._definition import (
     i32,
     kernel,
     lowering,
+    restores,
 )
+from jaxmeta.ops._matrices import broadcast_batches
+from jaxmeta.ops._operands import is_complex
 
 # Which of MatMul's flags say a contraction of two matrices, by the contracted axes.
 _MATMUL_FLAGS = {
@@ -104,7 +108,7 @@ def _batch_matmul_flags(
         or len(rhs.shape) != batch_rank + 2
         or lhs_batch != leading
         or rhs_batch != leading
-        or dtypes.dtype_from_number(lhs.number).kind == "c"
+        or is_complex(lhs)
     ):
         return None
     return _MATMUL_FLAGS[lhs_contract[0] - batch_rank, rhs_contract[0] - batch_rank]
@@ -140,10 +144,7 @@ def batch_matmul(
     adj_y: bool,
     _jax_precision: tuple[bytes, ...] = (),
 ) -> Any:
-    if x.shape[:-2] != y.shape[:-2]:
-        batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-        x = jnp.broadcast_to(x, (*batch, *x.shape[-2:]))
-        y = jnp.broadcast_to(y, (*batch, *y.shape[-2:]))
+    x, y = broadcast_batches(x, y)
     x = lax.conj(x) if adj_x and jnp.iscomplexobj(x) else x
     y = lax.conj(y) if adj_y and jnp.iscomplexobj(y) else y
     rank = x.ndim
@@ -199,3 +200,32 @@ example(
 )
 example(lambda a, b: lax.dot(a, b, precision=lax.Precision.HIGHEST), f32(3, 4), f32(4, 2))
 example(lambda a, b: a @ b, i32(3, 4), i32(4, 2))
+
+
+@lowering("symmetric_product")
+def lower_symmetric_product(
+    ctx: LoweringContext, a: Edge, c: Edge, *, alpha: Any, beta: Any
+) -> list[Edge]:
+    def product(matrix: jax.Array, addend: jax.Array) -> jax.Array:
+        square = jnp.matmul(matrix, jnp.swapaxes(matrix, -1, -2), precision="highest")
+        return jnp.asarray(alpha * square + beta * addend)
+
+    # As text, because float attrs have 32 bits.
+    scales = {"alpha": repr(float(alpha)), "beta": repr(float(beta))}
+    return ctx.composite("symmetric_product", product, a, c, **scales)
+
+
+@restores("symmetric_product")
+def restore_symmetric_product(a: Any, c: Any, *, alpha: bytes, beta: bytes) -> Any:
+    return lax.linalg.symmetric_product(
+        a, c, alpha=float(alpha), beta=float(beta), symmetrize_output=False
+    )
+
+
+example(
+    lambda a, c: lax.linalg.symmetric_product(a, c, alpha=0.7, beta=0.3),
+    f32(3, 4),
+    f32(3, 3),
+    tolerance=1e-4,
+    gradient=False,
+)

@@ -11,19 +11,9 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import jaxprs
-from jaxmeta.graph import Edge
-from jaxmeta.ops._definition import (
-    LoweringContext,
-    Spec,
-    example,
-    f32,
-    kernel,
-    lowering,
-)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return tuple(int(value) for value in np.ravel(values))
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, kernel, lowering
+from jaxmeta.ops._operands import ints
 
 
 def _fft(x: Any, fft_type: lax.FftType, lengths: tuple[int, ...]) -> Any:
@@ -38,7 +28,7 @@ def _op_name(kind: str, rank: int) -> str:
 
 @lowering("fft")
 def lower_fft(ctx: LoweringContext, x: Edge, *, fft_type: Any, fft_lengths: Any) -> list[Edge]:
-    kind, lengths = lax.FftType(int(fft_type)).name, _ints(fft_lengths)
+    kind, lengths = lax.FftType(int(fft_type)).name, ints(fft_lengths)
     if not 1 <= len(lengths) <= 3:
         raise ctx.unsupported(f"a Fourier transform of {len(lengths)} axes")
     op = _op_name(kind, len(lengths))
@@ -59,12 +49,12 @@ def _register_complex(kind: str, rank: int) -> None:
 def _register_real(rank: int) -> None:
     @kernel(_op_name("RFFT", rank), static=("fft_length",))
     def rfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:
-        lengths = _ints(fft_length)
+        lengths = ints(fft_length)
         return _fft(_fit(input, lengths), lax.FftType.RFFT, lengths)
 
     @kernel(_op_name("IRFFT", rank), static=("fft_length",))
     def irfft(input: Any, fft_length: np.ndarray[Any, Any]) -> Any:
-        lengths = _ints(fft_length)
+        lengths = ints(fft_length)
         spectrum = (*lengths[:-1], lengths[-1] // 2 + 1)
         return _fft(_fit(input, spectrum), lax.FftType.IRFFT, lengths)
 

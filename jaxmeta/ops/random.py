@@ -1,16 +1,11 @@
-"""Random numbers: typed keys, their implementations, and the samplers that are primitives.
+"""Random numbers: bits of typed keys, XLA's own generators, and the samplers.
 
-The graph holds a typed key as its uint32 data, so wrapping and unwrapping keys are Identity nodes.
-Every other primitive is a call of a library function that says its algorithm in TensorFlow ops;
-all of these share one function for the 20 rounds of threefry2x32. Reading wraps the data again and
-calls `jax.random`, which gives the primitive back.
+See `random_keys` for how a graph holds keys and what draws from them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -19,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import KEY_IMPL_ATTR, Edge
+from jaxmeta.nodes import Edge
+from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     LoweringContext,
     example,
@@ -30,295 +26,15 @@ from jaxmeta.ops._definition import (
     restores,
     u32,
 )
-
-_UINT32: Final = np.dtype(np.uint32)
-
-
-def _known_impl(ctx: LoweringContext, name: str) -> str:
-    if jaxprs.prng_implementation(name) is None:
-        raise ctx.unsupported(
-            f"keys of the implementation {name!r}; use threefry2x32, rbg or unsafe_rbg"
-        )
-    return name
-
-
-def _operand_impl(ctx: LoweringContext) -> str:
-    """Returns the implementation of the eqn's first operand, a typed key."""
-    return _known_impl(ctx, jaxprs.key_layout(ctx.eqn.invars[0].aval.dtype)[0])
-
-
-def _setting(ctx: LoweringContext) -> bool | None:
-    """Returns False where jax_threefry_partitionable was off; None, so no attr, where it was on."""
-    return None if jaxprs.is_threefry_partitionable(ctx.eqn) else False
-
-
-def _with_setting(is_partitionable: bool) -> contextlib.AbstractContextManager[Any]:
-    """Sets jax_threefry_partitionable, which decides on the numbers that threefry gives."""
-    if jaxprs.is_threefry_partitionable() == is_partitionable:
-        return contextlib.nullcontext()
-    context: contextlib.AbstractContextManager[Any] = jax.threefry_partitionable(is_partitionable)
-    return context
-
-
-def _batched(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
-    """Returns a function of one key as a function of arrays of keys."""
-    for _ in range(rank):
-        fn = jax.vmap(fn)
-    return fn
-
-
-def _lower_by_implementation(
-    ctx: LoweringContext,
-    data: Edge,
-    fn: Callable[[Any, Any], Any],
-    **params: Any,
-) -> list[Edge]:
-    """Calls a function traced from a method of JAX's own implementation, on the keys' data."""
-    name = _operand_impl(ctx)
-    rank = len(ctx.eqn.invars[0].aval.shape)
-    setting = _setting(ctx)
-
-    def body(keys: Any) -> Any:
-        with _with_setting(setting is None):
-            return _batched(lambda key: fn(jaxprs.prng_implementation(name), key), rank)(keys)
-
-    return ctx.composite(
-        ctx.eqn.primitive.name, body, data, impl=name, partitionable=setting, **params
-    )
-
-
-def _wrap(data: Any, impl: bytes) -> Any:
-    return jax.random.wrap_key_data(data, impl=impl.decode())
-
-
-# --- keys as data ------------------------------------------------------------------------------
-
-
-@lowering("random_wrap")
-def lower_random_wrap(ctx: LoweringContext, data: Edge, *, impl: Any) -> list[Edge]:
-    name = _known_impl(ctx, jaxprs.impl_name(impl))
-    return ctx.node("Identity", data, **{KEY_IMPL_ATTR: name})
-
-
-@lowering("random_unwrap", "random_clone")
-def lower_random_unwrap(ctx: LoweringContext, data: Edge) -> list[Edge]:
-    return ctx.node("Identity", data)
-
-
-example(
-    lambda data: jax.random.key_data(jax.random.clone(jax.random.wrap_key_data(data))),
-    u32(3, 2),
-    gradient=False,
-)
-
-# --- threefry2x32 ------------------------------------------------------------------------------
-
-_ROTATIONS: Final = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY: Final = 0x1BD11BDA
-
-
-@lowering("threefry2x32")
-def lower_threefry2x32(
-    ctx: LoweringContext, key_0: Edge, key_1: Edge, count_0: Edge, count_1: Edge
-) -> list[Edge]:
-    # It holds no shapes, so that one function serves all calls of a program.
-    avals = [jax.ShapeDtypeStruct((), _UINT32)] * 4
-    function = ctx.build_function("threefry2x32", avals, _fill_threefry, key="any shape")
-    return ctx.call(function, key_0, key_1, count_0, count_1, primitive="threefry2x32")
-
-
-def _fill_threefry(ctx: LoweringContext, operands: list[Edge]) -> list[Edge]:
-    def apply(op: str, x: Edge, y: Edge | int) -> Edge:
-        other = ctx.constant(y, _UINT32) if isinstance(y, int) else y
-        return ctx.node(op, x, other)[0]
-
-    def rotate(x: Edge, distance: int) -> Edge:
-        high = apply("LeftShift", x, distance)
-        return apply("BitwiseOr", high, apply("RightShift", x, 32 - distance))
-
-    key_0, key_1, x, y = operands
-    keys = [key_0, key_1, apply("BitwiseXor", apply("BitwiseXor", key_0, key_1), _PARITY)]
-    x, y = apply("AddV2", x, keys[0]), apply("AddV2", y, keys[1])
-    for block in range(5):
-        for distance in _ROTATIONS[block % 2]:
-            x = apply("AddV2", x, y)
-            y = apply("BitwiseXor", x, rotate(y, distance))
-        x = apply("AddV2", x, keys[(block + 1) % 3])
-        y = apply("AddV2", y, apply("AddV2", keys[(block + 2) % 3], block + 1))
-    return [x, y]
-
-
-@restores("threefry2x32")
-def restore_threefry2x32(*operands: Any) -> Any:
-    return jaxprs.primitive("threefry2x32").bind(*operands)
-
-
-def _threefry2x32(key: Any, count: Sequence[Any]) -> jax.Array:
-    """Returns one block: two words for a key's two words and a counter's."""
-    words = jaxprs.primitive("threefry2x32").bind(key[0], key[1], *count)
-    return jnp.stack(words, axis=-1)
-
-
-example(
-    lambda key, x, y: jaxprs.primitive("threefry2x32").bind(key[0], key[1], x, y),
-    u32(2),
-    u32(3, 4),
-    u32(3, 4),
-    gradient=False,
-)
-
-
-@lowering("iota_2x32_shape")
-def lower_iota_2x32_shape(ctx: LoweringContext, *, shape: Any) -> list[Edge]:
-    size = math.prod(shape)
-    if size > np.iinfo(np.int32).max:
-        raise ctx.unsupported(f"{size} random numbers at once; split the key, and draw fewer")
-
-    def body() -> list[jax.Array]:
-        counts = lax.reshape(lax.iota(np.int32, size), shape).astype(_UINT32)
-        return [jnp.zeros(shape, _UINT32), counts]
-
-    return ctx.composite("iota_2x32_shape", body, shape=tuple(shape))
-
-
-# --- seed, split, fold_in ----------------------------------------------------------------------
-
-
-@lowering("random_seed")
-def lower_random_seed(ctx: LoweringContext, seeds: Edge, *, impl: Any) -> list[Edge]:
-    name = _known_impl(ctx, jaxprs.impl_name(impl))
-    words = jaxprs.key_layout(ctx.eqn.outvars[0].aval.dtype)[1][0]
-    return ctx.composite("random_seed", lambda x: _seed(x, words), seeds, impl=name)
-
-
-def _seed(seed: Any, num_words: int) -> jax.Array:
-    """Returns a seed's 64 bits as a key's words, twice over where it has four."""
-    seed = jnp.asarray(seed)
-    low = lax.convert_element_type(seed, _UINT32)
-    high = jnp.zeros_like(low)
-    if seed.dtype.itemsize > _UINT32.itemsize:
-        shifted = lax.shift_right_logical(seed, np.asarray(32, seed.dtype))
-        high = lax.convert_element_type(shifted, _UINT32)
-    return jnp.stack([high, low] * (num_words // 2), axis=-1)
-
-
-@restores("random_seed")
-def restore_random_seed(seeds: Any, *, impl: bytes) -> Any:
-    make = _batched(lambda seed: jax.random.key(seed, impl=impl.decode()), np.ndim(seeds))
-    return jax.random.key_data(make(seeds))
-
-
-@lowering("random_split")
-def lower_random_split(ctx: LoweringContext, keys: Edge, *, shape: Any) -> list[Edge]:
-    sizes = tuple(int(size) for size in shape)
-    return _lower_by_implementation(
-        ctx, keys, lambda impl, key: impl.split(key, sizes), shape=sizes
-    )
-
-
-@restores("random_split")
-def restore_random_split(
-    data: Any, *, impl: bytes, shape: tuple[int, ...], partitionable: bool = True
-) -> Any:
-    keys = _wrap(data, impl)
-    with _with_setting(partitionable):
-        split = _batched(lambda key: jax.random.split(key, shape), keys.ndim)(keys)
-    return jax.random.key_data(split)
-
-
-@lowering("random_fold_in")
-def lower_random_fold_in(ctx: LoweringContext, keys: Edge, messages: Edge) -> list[Edge]:
-    name = _operand_impl(ctx)
-    fold_in = _FOLD_INS[name]
-
-    def body(data: Any, numbers: Any) -> Any:
-        rank = max(data.ndim - 1, numbers.ndim)
-        data = jnp.reshape(data, (1,) * (rank + 1 - data.ndim) + data.shape)
-        numbers = jnp.reshape(numbers, (1,) * (rank - numbers.ndim) + numbers.shape)
-        fn = fold_in
-        for sizes in reversed(list(zip(data.shape[:-1], numbers.shape, strict=True))):
-            fn = _batched_in_axis(fn, *sizes)
-        return fn(data, numbers)
-
-    return ctx.composite(
-        "random_fold_in", body, keys, messages, impl=name, partitionable=_setting(ctx)
-    )
-
-
-def _batched_in_axis(fn: Callable[..., Any], first: int, second: int) -> Callable[..., Any]:
-    """Returns a function of two arrays whose leading axes have these sizes.
-
-    An axis of size 1 is not written out: XLA's generators would draw more numbers for it.
-    """
-    if first == second:
-        return jax.vmap(fn)
-    if first == 1:
-        return lambda x, y: jax.vmap(fn, (None, 0))(jnp.squeeze(x, 0), y)
-    return lambda x, y: jax.vmap(fn, (0, None))(x, jnp.squeeze(y, 0))
-
-
-def _fold_in_threefry(key: Any, message: Any) -> jax.Array:
-    return _threefry2x32(key, (jnp.zeros_like(message), message))
-
-
-def _fold_in_rbg(key: Any, message: Any) -> jax.Array:
-    halves = jnp.reshape(key, (2, 2))
-    return jnp.reshape(jax.vmap(_fold_in_threefry, (0, None))(halves, message), (4,))
-
-
-def _fold_in_unsafe_rbg(key: Any, message: Any) -> Any:
-    _, bits = lax.rng_bit_generator(_seed(message, 4), (10, 4), dtype=_UINT32)
-    return key ^ bits[-1]
-
-
-_FOLD_INS: Final[dict[str, Callable[..., Any]]] = {
-    "threefry2x32": _fold_in_threefry,
-    "rbg": _fold_in_rbg,
-    "unsafe_rbg": _fold_in_unsafe_rbg,
-}
-
-
-@restores("random_fold_in")
-def restore_random_fold_in(
-    data: Any, messages: Any, *, impl: bytes, partitionable: bool = True
-) -> Any:
-    keys = _wrap(data, impl)
-    with _with_setting(partitionable):
-        return jax.random.key_data(_fold_in(keys, messages))
-
-
-def _fold_in(keys: Any, messages: Any) -> Any:
-    shape = np.shape(messages)
-    if keys.shape == shape:
-        return _batched(jax.random.fold_in, keys.ndim)(keys, messages)
-    if not shape:
-        return _batched(lambda key: jax.random.fold_in(key, messages), keys.ndim)(keys)
-    if not keys.shape:
-        return _batched(lambda message: jax.random.fold_in(keys, message), len(shape))(messages)
-    # Axes of size 1 against others: the public function would write them out.
-    return jaxprs.primitive("random_fold_in").bind(keys, messages)
-
-
-def _key_bits(seed: Any, impl: str) -> Any:
-    """Makes, splits and folds keys, singly and in arrays."""
-    keys = jax.random.split(jax.random.key(seed, impl=impl), (2, 3))
-    folded = jax.vmap(jax.random.fold_in, (0, None))(keys[0], seed)
-    again = jax.vmap(jax.random.fold_in, (None, 0))(keys[1, 0], seed + jnp.arange(3))
-    both = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(folded, jnp.arange(2))
-    split = jax.vmap(jax.random.split)(again)
-    return [jax.random.key_data(k) for k in (keys, folded, again, both, split, keys[0])]
-
-
-_SEED: Final = i32(low=-1000, high=1000)
-for _impl in ("threefry2x32", "rbg", "unsafe_rbg"):
-    example(lambda seed, impl=_impl: _key_bits(seed, impl), _SEED, gradient=False)
-example(lambda seed: jax.random.PRNGKey(seed), _SEED, gradient=False)
-example(lambda key: (jax.random.split(key, 3), jax.random.fold_in(key, 7)), u32(2), gradient=False)
-example(lambda key: jax.random.fold_in(key, np.uint32(3_000_000_000)), u32(2), gradient=False)
-example(
-    lambda seeds: jax.vmap(lambda s: jax.random.key_data(jax.random.key(s)))(seeds),
-    i32(3),
-    gradient=False,
+from jaxmeta.ops._keys import (
+    IMPLEMENTATIONS,
+    SEED,
+    UINT32,
+    lower_by_implementation,
+    operand_impl,
+    partitionable_attr,
+    with_partitionable,
+    wrap,
 )
 
 # --- bits --------------------------------------------------------------------------------------
@@ -329,7 +45,7 @@ def lower_random_bits(
     ctx: LoweringContext, keys: Edge, *, bit_width: int, shape: Any
 ) -> list[Edge]:
     sizes = tuple(int(size) for size in shape)
-    return _lower_by_implementation(
+    return lower_by_implementation(
         ctx,
         keys,
         lambda impl, key: impl.random_bits(key, bit_width, sizes),
@@ -342,10 +58,10 @@ def lower_random_bits(
 def restore_random_bits(
     data: Any, *, impl: bytes, bit_width: int, shape: tuple[int, ...], partitionable: bool = True
 ) -> Any:
-    keys = _wrap(data, impl)
+    keys = wrap(data, impl)
     dtype = np.dtype(f"uint{bit_width}")
-    with _with_setting(partitionable):
-        return _batched(lambda key: jax.random.bits(key, shape, dtype), keys.ndim)(keys)
+    with with_partitionable(partitionable):
+        return _computation.batched(lambda key: jax.random.bits(key, shape, dtype), keys.ndim)(keys)
 
 
 def _in_order_of_old(seed: Any) -> Any:
@@ -364,16 +80,16 @@ def _words(key: Any) -> list[Any]:
     ]
 
 
-for _impl in ("threefry2x32", "rbg", "unsafe_rbg"):
-    example(lambda seed, impl=_impl: _words(jax.random.key(seed, impl=impl)), _SEED, gradient=False)
+for _impl in IMPLEMENTATIONS:
+    example(lambda seed, impl=_impl: _words(jax.random.key(seed, impl=impl)), SEED, gradient=False)
     example(
         lambda seed, impl=_impl: jax.vmap(_words)(
             jax.random.split(jax.random.key(seed, impl=impl))
         ),
-        _SEED,
+        SEED,
         gradient=False,
     )
-example(lambda seed: _in_order_of_old(seed), _SEED, gradient=False)
+example(lambda seed: _in_order_of_old(seed), SEED, gradient=False)
 
 # --- XLA's own generators ----------------------------------------------------------------------
 
@@ -399,7 +115,7 @@ def lower_rng_bit_generator(
     if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("rng_bit_generator with a sharding")
     sizes, wanted = tuple(int(size) for size in shape), np.dtype(dtype)
-    generated = wanted if wanted.itemsize >= _UINT32.itemsize else _UINT32
+    generated = wanted if wanted.itemsize >= UINT32.itemsize else UINT32
 
     def fill(body: LoweringContext, operands: list[Edge]) -> list[Edge]:
         number = body.constant(_TENSORFLOW_ALGORITHMS[lax.RandomAlgorithm(algorithm)], np.int32)
@@ -425,7 +141,7 @@ def lower_rng_bit_generator(
     )
 
 
-_UINT32_NUMBER: Final = dtypes.dtype_to_number(_UINT32)
+_UINT32_NUMBER: Final = dtypes.dtype_to_number(UINT32)
 
 
 def _as_uint64(ctx: LoweringContext, state: Edge) -> Edge:
@@ -437,7 +153,7 @@ def _as_uint64(ctx: LoweringContext, state: Edge) -> Edge:
 
 
 def _as_uint32(ctx: LoweringContext, state: Edge) -> Edge:
-    (pairs,) = ctx.node("Bitcast", state, type=_UINT32)
+    (pairs,) = ctx.node("Bitcast", state, type=UINT32)
     (words,) = ctx.node("Reshape", pairs, ctx.constant((4,), np.int32))
     return words
 
@@ -521,12 +237,12 @@ example(
 
 @lowering("random_gamma")
 def lower_random_gamma(ctx: LoweringContext, keys: Edge, a: Edge, *, log_space: bool) -> list[Edge]:
-    name = _operand_impl(ctx)
+    name = operand_impl(ctx)
     sample = jaxprs.primitive("random_gamma").impl
-    setting = _setting(ctx)
+    setting = partitionable_attr(ctx)
 
     def body(data: Any, alpha: Any) -> Any:
-        with _with_setting(setting is None):
+        with with_partitionable(setting is None):
             typed = jax.random.wrap_key_data(data, impl=name)
             return sample(typed, alpha, log_space=log_space, use_vmap=True)
 
@@ -546,8 +262,8 @@ def restore_random_gamma(
     data: Any, a: Any, *, impl: bytes, log_space: bool, partitionable: bool = True
 ) -> Any:
     # The public functions would wrap it in a jit of their own.
-    with _with_setting(partitionable):
-        return jaxprs.primitive("random_gamma").bind(_wrap(data, impl), a, log_space=log_space)
+    with with_partitionable(partitionable):
+        return jaxprs.primitive("random_gamma").bind(wrap(data, impl), a, log_space=log_space)
 
 
 # --- samplers ----------------------------------------------------------------------------------
@@ -571,29 +287,29 @@ def _samples(seed: Any, x: Any, key_of: Callable[[Any], Any] = jax.random.key) -
     ]
 
 
-example(lambda seed, x: _samples(seed, x), _SEED, f32(6))
-example(lambda seed, x: _samples(seed, x, jax.random.PRNGKey), _SEED, f32(6))
-example(lambda seed, x: _samples(seed, x, lambda s: jax.random.key(s, impl="rbg")), _SEED, f32(6))
+example(lambda seed, x: _samples(seed, x), SEED, f32(6))
+example(lambda seed, x: _samples(seed, x, jax.random.PRNGKey), SEED, f32(6))
+example(lambda seed, x: _samples(seed, x, lambda s: jax.random.key(s, impl="rbg")), SEED, f32(6))
 example(
     lambda seed, x: jax.vmap(lambda key: jax.random.normal(key, (2,)) * x)(
         jax.random.split(jax.random.key(seed), 3)
     ),
-    _SEED,
+    SEED,
     f32(2),
 )
 example(
     lambda seed: jax.random.normal(jax.random.key(seed), (3,), jnp.bfloat16),
-    _SEED,
+    SEED,
     gradient=False,
 )
 _SHAPE_PARAMETER: Final = f32(3, low=0.2, high=3.0)
-example(lambda seed, a: jax.random.gamma(jax.random.key(seed), a, (2, 3)), _SEED, _SHAPE_PARAMETER)
-example(lambda seed, a: jax.random.loggamma(jax.random.key(seed), a), _SEED, _SHAPE_PARAMETER)
+example(lambda seed, a: jax.random.gamma(jax.random.key(seed), a, (2, 3)), SEED, _SHAPE_PARAMETER)
+example(lambda seed, a: jax.random.loggamma(jax.random.key(seed), a), SEED, _SHAPE_PARAMETER)
 example(
     lambda seed, a: jax.vmap(jax.random.gamma)(jax.random.split(jax.random.key(seed), 3), a),
-    _SEED,
+    SEED,
     _SHAPE_PARAMETER,
 )
 example(
-    lambda seed, a: jax.random.gamma(jax.random.key(seed, impl="rbg"), a), _SEED, _SHAPE_PARAMETER
+    lambda seed, a: jax.random.gamma(jax.random.key(seed, impl="rbg"), a), SEED, _SHAPE_PARAMETER
 )

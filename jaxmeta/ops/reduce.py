@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, jaxprs
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
     bools,

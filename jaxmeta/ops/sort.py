@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, errors, jaxprs
-from jaxmeta.graph import Edge
+from jaxmeta.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,

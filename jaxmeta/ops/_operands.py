@@ -1,0 +1,31 @@
+"""What lowerings ask of the edges they are given, and kernels of their static inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from jaxmeta import dtypes
+from jaxmeta.nodes import Edge
+
+BOOL: Final = dtypes.dtype_to_number(np.bool_)
+
+
+def ints(values: Any) -> tuple[int, ...]:
+    """Returns plain ints of a static input or of a parameter that holds numpy ints."""
+    return tuple(int(value) for value in np.ravel(values))
+
+
+def is_complex(edge: Edge) -> bool:
+    """Returns whether an edge holds complex numbers."""
+    return dtypes.dtype_from_number(edge.number).kind == "c"
+
+
+def avals_of(edges: Sequence[Edge]) -> list[jax.ShapeDtypeStruct]:
+    """Returns the avals of edges whose shapes are known."""
+    return [
+        jax.ShapeDtypeStruct(edge.shape, dtypes.dtype_from_number(edge.number)) for edge in edges
+    ]

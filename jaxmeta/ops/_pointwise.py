@@ -1,0 +1,154 @@
+"""Tables of elementwise ops: TensorFlow's op, JAX's primitive, the public function, examples.
+
+Where TensorFlow's op does not take a dtype, the primitive becomes a call of a function that does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import dtypes, jaxprs, op_defs
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import (
+    LOWERINGS,
+    PRIMITIVE_ATTR,
+    LoweringContext,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    restores,
+)
+
+# What many of the examples take.
+SMALL = f32(3, 4, low=0.1, high=2.0)
+UNIT = f32(3, 4, low=-0.9, high=0.9)
+PAIR = (f32(3, 4), f32(3, 4))
+INTS = (i32(3, 4), i32(3, 4))
+
+
+@functools.cache
+def _allowed_numbers(op: str, attr: str = "T") -> frozenset[int]:
+    """Returns the DataTypes that the OpDef allows for an attr; empty means all."""
+    for attr_def in op_defs.get_op_def(op).attr:
+        if attr_def.name == attr:
+            return frozenset(attr_def.allowed_values.list.type)
+    return frozenset()
+
+
+def takes(op: str, edge: Edge) -> bool:
+    """Returns whether TensorFlow's op takes the dtype of an edge."""
+    allowed = _allowed_numbers(op)
+    return not allowed or edge.number in allowed
+
+
+def broadcasting(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the binary function with TensorFlow's broadcasting, which `jax.lax` has not."""
+
+    def run(x: Any, y: Any) -> Any:
+        if x.shape == y.shape or not x.shape or not y.shape:
+            return fn(x, y)
+        return fn(*broadcast(x, y))
+
+    return run
+
+
+def broadcast(*arrays: Any) -> list[Any]:
+    """Returns arrays at the shape to which they broadcast together."""
+    shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
+    return [jnp.broadcast_to(x, shape) for x in arrays]
+
+
+def unary(
+    op: str,
+    primitive: str,
+    fn: Callable[..., Any],
+    *specs: Any,
+    otherwise: Callable[..., Any] | None = None,
+    **options: Any,
+) -> None:
+    """Registers a unary op; `otherwise` says it in other ops for dtypes that the op refuses."""
+
+    def lower(ctx: LoweringContext, x: Edge, *, accuracy: Any = None) -> list[Edge]:
+        if accuracy is not None:
+            names = jaxprs.accuracy_to_names(accuracy)
+            return ctx.node(op, x, **{PRIMITIVE_ATTR: primitive, "_jax_accuracy": names})
+        if takes(op, x):
+            return ctx.node(op, x)
+        if otherwise is None:
+            raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
+        return ctx.composite(primitive, otherwise, x)
+
+    lowering(primitive)(lower)
+    kernel(op)(fn)
+    restores(primitive)(with_accuracy(fn))
+    for spec in specs:
+        example(named(primitive, fn), spec, **options)
+
+
+def with_accuracy(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a unary function that takes its accuracy as the file spells it."""
+
+    def run(x: Any, *, accuracy: tuple[bytes, ...] = ()) -> Any:
+        if not accuracy:
+            return fn(x)
+        return fn(x, accuracy=jaxprs.accuracy_from_names([name.decode() for name in accuracy]))
+
+    return run
+
+
+def binary(
+    op: str,
+    primitive: str,
+    fn: Callable[..., Any],
+    *specs: tuple[Any, Any],
+    otherwise: Callable[..., Any] | None = None,
+    **options: Any,
+) -> None:
+    """Registers a binary op; see `unary`."""
+
+    def lower(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+        if takes(op, x) and x.number == y.number:
+            return ctx.node(op, x, y)
+        if otherwise is None:
+            raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
+        return ctx.composite(primitive, otherwise, x, y)
+
+    if primitive not in LOWERINGS:
+        lowering(primitive)(lower)
+    kernel(op)(broadcasting(fn))
+    if otherwise is not None:
+        restores(primitive)(broadcasting(fn))
+    for pair in specs:
+        example(named(primitive, fn), *pair, **options)
+
+
+def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function under a primitive's name, which the test's id shows."""
+
+    def run(*args: Any) -> Any:
+        return fn(*args)
+
+    run.__name__ = name
+    return run
+
+
+def without_signature(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function without what it says of its keyword arguments."""
+    return lambda *args: fn(*args)
+
+
+def zero_of(x: Any) -> Any:
+    """Returns the scalar 0 of an array's dtype."""
+    return np.zeros((), x.dtype)
+
+
+def one_of(x: Any) -> Any:
+    """Returns the scalar 1 of an array's dtype."""
+    return np.ones((), x.dtype)

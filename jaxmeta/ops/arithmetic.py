@@ -1,0 +1,230 @@
+"""Arithmetic of elements: sums, products, powers, rounding, and the parts of complex numbers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import (
+    LoweringContext,
+    Spec,
+    bools,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    restores,
+    u32,
+)
+from jaxmeta.ops._operands import BOOL, is_complex
+from jaxmeta.ops._pointwise import (
+    INTS,
+    PAIR,
+    SMALL,
+    binary,
+    broadcasting,
+    one_of,
+    takes,
+    unary,
+    without_signature,
+    zero_of,
+)
+
+_COMPLEX = Spec((3, 4), np.complex64)
+
+# --- two operands ------------------------------------------------------------------------------
+
+
+@lowering("mul")
+def lower_mul(ctx: LoweringContext, x: Edge, y: Edge, *, out_dtype: Any = None) -> list[Edge]:
+    if out_dtype is not None and dtypes.dtype_to_number(out_dtype) != x.number:
+        raise ctx.unsupported(f"a product of out_dtype {out_dtype} cannot be expressed")
+    return ctx.node("Mul", x, y) if x.number != BOOL else ctx.node("LogicalAnd", x, y)
+
+
+@lowering("add", "add_any")
+def lower_add(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    return ctx.node("AddV2", x, y) if x.number != BOOL else ctx.node("LogicalOr", x, y)
+
+
+binary("AddV2", "add", lax.add, PAIR, INTS, (f32(), f32(3)))
+binary("Mul", "mul", lax.mul, PAIR, INTS, (f32(3), f32()))
+binary("Sub", "sub", lax.sub, PAIR, INTS)
+binary(
+    "Maximum",
+    "max",
+    lax.max,
+    PAIR,
+    INTS,
+    (bools(3), bools(3)),
+    otherwise=lambda x, y: lax.bitwise_or(x, y),
+)
+binary(
+    "Minimum",
+    "min",
+    lax.min,
+    PAIR,
+    INTS,
+    (bools(3), bools(3)),
+    otherwise=lambda x, y: lax.bitwise_and(x, y),
+)
+binary("Atan2", "atan2", lax.atan2, PAIR)
+binary("NextAfter", "nextafter", lax.nextafter, PAIR, gradient=False)
+
+
+@lowering("div")
+def lower_div(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    is_integer = dtypes.dtype_from_number(x.number).kind in "iu"
+    return ctx.node("TruncateDiv" if is_integer else "RealDiv", x, y)
+
+
+binary("RealDiv", "div", lax.div, (f32(3, 4), SMALL))
+binary("TruncateDiv", "div", lax.div, (i32(3, 4), i32(3, 4, low=1, high=5)))
+
+
+@lowering("rem")
+def lower_rem(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if takes("TruncateMod", x):
+        return ctx.node("TruncateMod", x, y)
+    return ctx.composite("rem", _rem_by_division, x, y)
+
+
+def _rem_by_division(x: jax.Array, y: jax.Array) -> jax.Array:
+    # Not a plain difference: TensorFlow's optimizer makes the square of one, as jax.random.randint
+    # computes it, a SquaredDifference, which refuses unsigned integers.
+    return lax.add(x, lax.mul(lax.sub(zero_of(x), lax.div(x, y)), y))
+
+
+binary("TruncateMod", "rem", lax.rem, (f32(3, 4), SMALL), (i32(3, 4), i32(3, 4, low=1, high=5)))
+restores("rem")(broadcasting(lax.rem))
+
+
+@lowering("pow")
+def lower_pow(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if x.number == y.number and takes("Pow", x):
+        return ctx.node("Pow", x, y)
+    return ctx.composite("pow", lambda a, b: lax.pow(a, lax.convert_element_type(b, a.dtype)), x, y)
+
+
+binary("Pow", "pow", lax.pow, (SMALL, f32(3, 4)), tolerance=1e-4)
+restores("pow")(broadcasting(lax.pow))
+example(lambda x, y: lax.pow(x, y), SMALL, i32(3, 4), gradient=False, tolerance=1e-4)
+
+
+@lowering("integer_pow")
+def lower_integer_pow(ctx: LoweringContext, x: Edge, *, y: int) -> list[Edge]:
+    return ctx.composite("integer_pow", functools.partial(_power_by_squaring, exponent=y), x, y=y)
+
+
+def _power_by_squaring(x: jax.Array, *, exponent: int) -> jax.Array:
+    """Returns x to an integer power in the order in which XLA multiplies."""
+    if exponent == 0:
+        return jnp.ones_like(x)
+    result = None
+    square, rest = x, abs(exponent)
+    while rest:
+        if rest & 1:
+            result = square if result is None else lax.mul(result, square)
+        rest >>= 1
+        if rest:
+            square = lax.mul(square, square)
+    assert result is not None
+    return result if exponent > 0 else lax.div(jnp.ones_like(x), result)
+
+
+@restores("integer_pow")
+def restore_integer_pow(x: Any, *, y: int) -> Any:
+    return lax.integer_pow(x, y)
+
+
+example(lambda x: lax.integer_pow(x, 3), f32(3, 4))
+example(lambda x: lax.integer_pow(x, -2), SMALL)
+
+# --- one operand -------------------------------------------------------------------------------
+
+unary("Neg", "neg", lax.neg, f32(3, 4), i32(5), u32(4), otherwise=lambda x: lax.sub(zero_of(x), x))
+unary("Sign", "sign", lax.sign, f32(3, 4), i32(5), otherwise=lambda x: lax.min(x, one_of(x)))
+unary("Square", "square", lax.square, f32(3, 4), i32(5))
+unary("Floor", "floor", lax.floor, f32(3, 4))
+unary("Ceil", "ceil", lax.ceil, f32(3, 4))
+unary("IsFinite", "is_finite", lax.is_finite, f32(3, 4), gradient=False)
+
+
+@lowering("abs")
+def lower_abs(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    if takes("Abs", x):
+        return ctx.node("Abs", x)
+    if is_complex(x):
+        return ctx.node("ComplexAbs", x, Tout=ctx.out_avals[0].dtype)
+    raise ctx.unsupported(f"TensorFlow's Abs does not take {dtypes.dtype_name(x.number)}")
+
+
+kernel("Abs")(lax.abs)
+kernel("ComplexAbs")(lax.abs)
+example(lambda x: lax.abs(x), f32(3, 4))
+example(lambda x: lax.abs(x), _COMPLEX, gradient=False)
+
+
+@lowering("round")
+def lower_round(ctx: LoweringContext, x: Edge, *, rounding_method: Any) -> list[Edge]:
+    method = int(rounding_method)
+    if method == int(lax.RoundingMethod.TO_NEAREST_EVEN):
+        return ctx.node("Round", x)
+    return ctx.composite("round", _round_away_from_zero, x, method=method)
+
+
+def _round_away_from_zero(x: jax.Array) -> jax.Array:
+    half = np.asarray(0.5, x.dtype)
+    magnitude = lax.abs(x)
+    floor = lax.floor(magnitude)
+    rounded = lax.select(lax.sub(magnitude, floor) >= half, lax.add(floor, one_of(x)), floor)
+    return lax.mul(lax.sign(x), rounded)
+
+
+@kernel("Round", "Rint")
+def round_kernel(x: Any) -> Any:
+    return lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN) if x.dtype.kind != "i" else x
+
+
+@restores("round")
+def restore_round(x: Any, *, method: int) -> Any:
+    return lax.round(x, lax.RoundingMethod(method))
+
+
+example(lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN), f32(3, 4))
+example(lambda x: lax.round(x), f32(3, 4))
+
+# --- complex numbers ---------------------------------------------------------------------------
+
+
+@lowering("real", "imag")
+def lower_real(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    op = "Real" if ctx.eqn.primitive.name == "real" else "Imag"
+    return ctx.node(op, x, Tout=ctx.out_avals[0].dtype)
+
+
+kernel("Real")(lax.real)
+kernel("Imag")(lax.imag)
+example(lambda x: lax.real(x) + lax.imag(x), _COMPLEX, gradient=False)
+binary("Complex", "complex", lax.complex, PAIR, gradient=False)
+
+
+@lowering("conj")
+def lower_conj(ctx: LoweringContext, x: Edge, *, input_dtype: Any) -> list[Edge]:
+    del input_dtype  # the operand's own
+    if is_complex(x):
+        return ctx.node("Conj", x)
+    return ctx.composite("conj", lambda a: lax.complex(a, lax.neg(jnp.zeros_like(a))), x)
+
+
+kernel("Conj")(lax.conj)
+restores("conj")(without_signature(lax.conj))
+example(lambda x: lax.conj(x), _COMPLEX, gradient=False)

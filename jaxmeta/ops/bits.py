@@ -1,0 +1,117 @@
+"""Logic of bools, and the same of the bits of integers: and, or, xor, not, shifts, counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import (
+    PRIMITIVE_ATTR,
+    LoweringContext,
+    bools,
+    example,
+    i32,
+    kernel,
+    lowering,
+    restores,
+    u32,
+)
+from jaxmeta.ops._operands import BOOL
+from jaxmeta.ops._pointwise import binary, broadcasting, named, without_signature
+
+
+@lowering("and", "or")
+def lower_and_or(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    name = ctx.eqn.primitive.name.capitalize()
+    return ctx.node(f"Logical{name}" if x.number == BOOL else f"Bitwise{name}", x, y)
+
+
+@lowering("xor")
+def lower_xor(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if x.number == BOOL:
+        return ctx.node("NotEqual", x, y, **{PRIMITIVE_ATTR: "xor"})
+    return ctx.node("BitwiseXor", x, y)
+
+
+@lowering("not")
+def lower_not(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    return ctx.node("LogicalNot" if x.number == BOOL else "Invert", x)
+
+
+for _op, _fn in (("And", lax.bitwise_and), ("Or", lax.bitwise_or)):
+    kernel(f"Logical{_op}", f"Bitwise{_op}")(broadcasting(_fn))
+    example(named(_op, _fn), bools(5), bools(5), gradient=False)
+    example(named(_op, _fn), u32(5), u32(5), gradient=False)
+kernel("BitwiseXor")(broadcasting(lax.bitwise_xor))
+restores("xor")(broadcasting(lax.bitwise_xor))
+kernel("LogicalNot", "Invert")(lax.bitwise_not)
+example(lambda x, y: lax.bitwise_xor(x, y), bools(5), bools(5), gradient=False)
+example(lambda x, y: lax.bitwise_xor(x, y), u32(5), u32(5), gradient=False)
+example(lambda x: lax.bitwise_not(x), bools(5), gradient=False)
+example(lambda x: lax.bitwise_not(x), i32(5), gradient=False)
+
+binary("LeftShift", "shift_left", lax.shift_left, (u32(5), u32(5, high=8)), gradient=False)
+
+
+def _unsigned(dtype: Any) -> np.dtype[Any]:
+    return np.dtype(f"u{np.dtype(dtype).name.removeprefix('u')}")
+
+
+def _logical_shift(x: jax.Array, y: jax.Array) -> jax.Array:
+    unsigned = _unsigned(x.dtype)
+    shifted = lax.shift_right_logical(
+        lax.bitcast_convert_type(x, unsigned), lax.bitcast_convert_type(y, unsigned)
+    )
+    return lax.bitcast_convert_type(shifted, x.dtype)
+
+
+@lowering("shift_right_logical")
+def lower_shift_right_logical(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if dtypes.dtype_from_number(x.number).kind == "u":
+        return ctx.node("RightShift", x, y)
+    return ctx.composite("shift_right_logical", _logical_shift, x, y)
+
+
+@lowering("shift_right_arithmetic")
+def lower_shift_right_arithmetic(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if dtypes.dtype_from_number(x.number).kind == "u":
+        raise ctx.unsupported("an arithmetic shift of unsigned integers has no TensorFlow op")
+    return ctx.node("RightShift", x, y)
+
+
+@kernel("RightShift")
+def right_shift_kernel(x: Any, y: Any) -> Any:
+    shift = lax.shift_right_logical if x.dtype.kind == "u" else lax.shift_right_arithmetic
+    return broadcasting(shift)(x, y)
+
+
+restores("shift_right_logical")(broadcasting(lax.shift_right_logical))
+example(lambda x, y: lax.shift_right_logical(x, y), u32(5), u32(5, high=8), gradient=False)
+example(lambda x, y: lax.shift_right_logical(x, y), i32(5), i32(5, low=0, high=8), gradient=False)
+example(
+    lambda x, y: lax.shift_right_arithmetic(x, y), i32(5), i32(5, low=0, high=8), gradient=False
+)
+
+
+@lowering("population_count")
+def lower_population_count(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    def count(a: jax.Array) -> jax.Array:
+        bits = 8 * a.dtype.itemsize
+        unsigned = lax.bitcast_convert_type(a, _unsigned(a.dtype))
+        total = jnp.zeros_like(unsigned)
+        for bit in range(bits):
+            shifted = lax.shift_right_logical(unsigned, np.asarray(bit, unsigned.dtype))
+            total = lax.add(total, lax.bitwise_and(shifted, np.asarray(1, unsigned.dtype)))
+        return lax.bitcast_convert_type(total, a.dtype)
+
+    return ctx.composite("population_count", count, x)
+
+
+restores("population_count")(without_signature(lax.population_count))
+example(lambda x: lax.population_count(x), u32(5), gradient=False)

@@ -1,0 +1,79 @@
+"""Casts: of values, of bits, and of floats to fewer bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes, jaxprs
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import (
+    WEAK_TYPE_ATTR,
+    LoweringContext,
+    bools,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    u32,
+)
+
+
+@lowering("convert_element_type")
+def lower_convert_element_type(
+    ctx: LoweringContext, x: Edge, *, new_dtype: Any, weak_type: bool, sharding: Any
+) -> list[Edge]:
+    if not jaxprs.is_trivial_sharding(sharding):
+        raise ctx.unsupported("a sharding on convert_element_type cannot be expressed")
+    attrs = {WEAK_TYPE_ATTR: True} if weak_type else {}
+    return ctx.node("Cast", x, DstT=new_dtype, **attrs)
+
+
+@kernel("Cast")
+def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:
+    dtype = dtypes.dtype_from_number(DstT)
+    if jnp.iscomplexobj(x) and dtype.kind != "c":
+        return lax.convert_element_type(x, dtype)
+    return jaxprs.cast(x, dtype, is_weak=_jax_weak_type)
+
+
+example(lambda x: lax.convert_element_type(x, np.float32), i32(5))
+example(lambda x: lax.convert_element_type(x, np.int32), f32(5), gradient=False)
+example(lambda x: lax.convert_element_type(x, jnp.bfloat16), f32(5), gradient=False)
+example(lambda x: lax.convert_element_type(x, np.bool_), f32(5), gradient=False)
+example(lambda x: lax.convert_element_type(x, np.float32), bools(5))
+
+
+@lowering("bitcast_convert_type")
+def lower_bitcast_convert_type(ctx: LoweringContext, x: Edge, *, new_dtype: Any) -> list[Edge]:
+    return ctx.node("Bitcast", x, type=new_dtype)
+
+
+@kernel("Bitcast")
+def bitcast(x: Any, *, type: int) -> Any:
+    return lax.bitcast_convert_type(x, dtypes.dtype_from_number(type))
+
+
+example(lambda x: lax.bitcast_convert_type(x, np.int32), f32(5), gradient=False)
+example(lambda x: lax.bitcast_convert_type(x, np.float32), u32(5), gradient=False)
+
+
+@lowering("reduce_precision")
+def lower_reduce_precision(
+    ctx: LoweringContext, x: Edge, *, exponent_bits: int, mantissa_bits: int
+) -> list[Edge]:
+    return ctx.node(
+        "XlaReducePrecision", x, exponent_bits=exponent_bits, mantissa_bits=mantissa_bits
+    )
+
+
+@kernel("XlaReducePrecision")
+def reduce_precision(operand: Any, *, exponent_bits: int, mantissa_bits: int) -> Any:
+    return lax.reduce_precision(operand, exponent_bits, mantissa_bits)
+
+
+example(lambda x: lax.reduce_precision(x, 5, 10), f32(3, 4))

@@ -1,0 +1,104 @@
+"""Comparisons of elements, and choosing among elements by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import (
+    LoweringContext,
+    bools,
+    example,
+    f32,
+    i32,
+    kernel,
+    lowering,
+    restores,
+    u32,
+)
+from jaxmeta.ops._operands import BOOL
+from jaxmeta.ops._pointwise import INTS, PAIR, binary, broadcast, takes
+
+
+def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable[..., Any]) -> None:
+    binary(op, primitive, fn, PAIR, INTS, (bools(3), bools(3)), otherwise=on_bools, gradient=False)
+
+
+binary("Equal", "eq", lax.eq, INTS, (bools(3), bools(3)), gradient=False)
+binary("NotEqual", "ne", lax.ne, INTS, (bools(3), bools(3)), gradient=False)
+_compare("Less", "lt", lax.lt, lambda x, y: lax.bitwise_and(lax.bitwise_not(x), y))
+_compare("LessEqual", "le", lax.le, lambda x, y: lax.bitwise_or(lax.bitwise_not(x), y))
+_compare("Greater", "gt", lax.gt, lambda x, y: lax.bitwise_and(x, lax.bitwise_not(y)))
+_compare("GreaterEqual", "ge", lax.ge, lambda x, y: lax.bitwise_or(x, lax.bitwise_not(y)))
+
+# --- selection ---------------------------------------------------------------------------------
+
+
+@lowering("select_n")
+def lower_select_n(ctx: LoweringContext, which: Edge, *cases: Edge) -> list[Edge]:
+    if which.number == BOOL and len(cases) == 2 and _fits_select(ctx, which, cases[0]):
+        on_false, on_true = cases
+        return ctx.node("SelectV2", which, on_true, on_false)
+    return ctx.composite("select_n", _select_by_index, which, *cases)
+
+
+def _fits_select(ctx: LoweringContext, which: Edge, case: Edge) -> bool:
+    """Returns whether TensorFlow broadcasts the predicate as JAX does; typed keys add an axis."""
+    return not which.shape or which.shape == case.shape
+
+
+def _select_by_index(which: jax.Array, *cases: jax.Array) -> jax.Array:
+    which = jnp.reshape(which, which.shape + (1,) * (cases[0].ndim - which.ndim))
+    which = jnp.broadcast_to(which, cases[0].shape)
+    if which.dtype == np.bool_:
+        return lax.select_n(which, *cases)
+    result = cases[-1]
+    for index in range(len(cases) - 2, -1, -1):
+        is_case = lax.eq(which, np.asarray(index, which.dtype))
+        result = lax.select_n(is_case, result, cases[index])
+    return result
+
+
+@kernel("SelectV2", "Select")
+def select(condition: Any, t: Any, e: Any) -> Any:
+    if not condition.shape or condition.shape == t.shape == e.shape:
+        return lax.select_n(condition, e, t)
+    return lax.select_n(*broadcast(condition, e, t))
+
+
+@restores("select_n")
+def restore_select_n(which: Any, *cases: Any) -> Any:
+    if which.shape and which.ndim < cases[0].ndim:  # typed keys, whose data have an axis more
+        which = lax.broadcast_in_dim(which, cases[0].shape, tuple(range(which.ndim)))
+    return lax.select_n(which, *cases)
+
+
+example(lambda p, x, y: lax.select_n(p, x, y), bools(3, 4), f32(3, 4), f32(3, 4))
+example(lambda p, x, y: lax.select_n(p, x, y), bools(), f32(3, 4), f32(3, 4))
+example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32(4), f32(4), f32(4))
+
+
+@lowering("clamp")
+def lower_clamp(ctx: LoweringContext, low: Edge, x: Edge, high: Edge) -> list[Edge]:
+    if takes("ClipByValue", x):
+        return ctx.node("ClipByValue", x, low, high)
+    return ctx.composite("clamp", lambda a, b, c: lax.min(lax.max(b, a), c), low, x, high)
+
+
+@kernel("ClipByValue")
+def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
+    if all(not x.shape or x.shape == t.shape for x in (clip_value_min, clip_value_max)):
+        return lax.clamp(clip_value_min, t, clip_value_max)
+    low, t, high = broadcast(clip_value_min, t, clip_value_max)
+    return lax.clamp(low, t, high)
+
+
+restores("clamp")(lambda low, x, high: lax.clamp(low, x, high))
+example(lambda x: lax.clamp(np.float32(-1), x, np.float32(1)), f32(3, 4))
+example(lambda x: lax.clamp(np.uint32(5), x, np.uint32(100)), u32(3, 4), gradient=False)

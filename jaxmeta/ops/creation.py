@@ -1,0 +1,102 @@
+"""Arrays made of no others: counted, filled, empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes, jaxprs
+from jaxmeta.nodes import Edge
+from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
+from jaxmeta.ops._operands import ints
+
+
+@kernel("Fill", static=("dims",))
+def fill(dims: np.ndarray[Any, Any], value: Any) -> Any:
+    return lax.broadcast_in_dim(value, ints(dims), ())
+
+
+@lowering("iota")
+def lower_iota(
+    ctx: LoweringContext,
+    *dynamic_sizes: Edge,
+    dtype: Any,
+    shape: Any,
+    dimension: int,
+    sharding: Any,
+) -> list[Edge]:
+    if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
+        raise ctx.unsupported("iota with a dynamic shape or a sharding")
+    sizes = ints(shape)
+    if len(sizes) == 1 and _range_takes(dtype):
+        start, limit, delta = (np.asarray(v, dtype) for v in (0, sizes[0], 1))
+        return ctx.node("Range", *(ctx.constant(value) for value in (start, limit, delta)))
+    return ctx.composite(
+        "iota",
+        lambda: _iota_of_ranges(dtype, sizes, dimension),
+        dtype=np.dtype(dtype),
+        shape=sizes,
+        dimension=dimension,
+    )
+
+
+def _range_takes(dtype: Any) -> bool:
+    """Returns whether counting in a dtype is exact there, and TensorFlow's Range takes it."""
+    return np.dtype(dtype).name in ("int32", "int64", "float32", "float64")
+
+
+def _iota_of_ranges(dtype: Any, sizes: tuple[int, ...], dimension: int) -> Any:
+    counts = lax.iota(np.int32, sizes[dimension])
+    return lax.broadcast_in_dim(lax.convert_element_type(counts, dtype), sizes, (dimension,))
+
+
+@kernel("Range", static=("start", "limit", "delta"))
+def range_kernel(
+    start: np.ndarray[Any, Any], limit: np.ndarray[Any, Any], delta: np.ndarray[Any, Any]
+) -> Any:
+    if start == 0 and delta == 1 and limit == np.floor(limit):
+        return lax.iota(start.dtype, max(int(limit), 0))
+    size = max(int(np.ceil((limit - start) / delta)), 0)
+    return start + delta * np.arange(size, dtype=start.dtype)
+
+
+@restores("iota")
+def restore_iota(*, dtype: int, shape: tuple[int, ...], dimension: int) -> Any:
+    return lax.broadcasted_iota(dtypes.dtype_from_number(dtype), shape, dimension)
+
+
+example(lambda x: x + lax.iota(np.float32, 3), f32(3))
+example(lambda x: x + lax.broadcasted_iota(np.float32, (2, 3), 0), f32(2, 3))
+example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
+
+
+@lowering("empty2")
+def lower_empty2(ctx: LoweringContext, *, dtype: Any, memory_space: Any) -> list[Edge]:
+    if memory_space != _default_memory_space():
+        raise ctx.unsupported(f"a scalar in the memory space {memory_space}")
+    return ctx.composite("empty2", lambda: jnp.zeros((), dtype), dtype=np.dtype(dtype))
+
+
+def _default_memory_space() -> Any:
+    return jax.typeof(np.float32(0)).memory_space
+
+
+@restores("empty2")
+def restore_empty2(*, dtype: int) -> Any:
+    empty = jaxprs.primitive("empty2")
+    return empty.bind(dtype=dtypes.dtype_from_number(dtype), memory_space=_default_memory_space())
+
+
+example(
+    lambda x: (
+        x
+        + jaxprs.primitive("empty2").bind(
+            dtype=np.dtype(np.float32), memory_space=_default_memory_space()
+        )
+    ),
+    f32(3),
+)

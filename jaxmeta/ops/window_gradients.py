@@ -1,0 +1,175 @@
+"""Gradients of maxima and minima over windows: sums of what the chosen elements belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmeta import dtypes, errors, jaxprs
+from jaxmeta.nodes import Edge
+from jaxmeta.ops import _computation
+from jaxmeta.ops._definition import LoweringContext, example, kernel, lowering, restores
+from jaxmeta.ops._window import (
+    IMAGE,
+    INFINITY,
+    MONOIDS,
+    THREE,
+    TWO,
+    Window,
+    check_unrolled,
+    fold_windows,
+    monoid_function,
+    pairs_of,
+    pooling,
+    zero,
+)
+
+_COMPARISONS: Final[dict[str, Callable[..., Any]]] = {"ge": lax.ge, "le": lax.le}
+
+
+@lowering("select_and_scatter_add")
+def lower_select_and_scatter_add(
+    ctx: LoweringContext,
+    source: Edge,
+    operand: Edge,
+    *,
+    select_prim: Any,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+) -> list[Edge]:
+    if select_prim.name not in _COMPARISONS:
+        raise ctx.unsupported(f"a selection by {select_prim.name}")
+    window = Window.of(window_dimensions, window_strides, padding)
+    dtype = dtypes.dtype_from_number(operand.number)
+    compare = _COMPARISONS[select_prim.name]
+    select = _computation.function_of_scalars(ctx, compare, select_prim.name, (dtype, dtype))
+    return ctx.node(
+        "XlaSelectAndScatter",
+        operand,
+        ctx.constant(window.dimensions, np.int32),
+        ctx.constant(window.strides, np.int32),
+        ctx.constant(np.asarray(window.padding, np.int32).reshape(-1, 2)),
+        source,
+        ctx.constant(zero(dtype)),
+        select=select,
+        scatter=monoid_function(ctx, "add", dtype),
+    )
+
+
+@kernel("XlaSelectAndScatter", static=("window_dimensions", "window_strides", "padding"))
+def xla_select_and_scatter(
+    operand: Any,
+    window_dimensions: np.ndarray[Any, Any],
+    window_strides: np.ndarray[Any, Any],
+    padding: np.ndarray[Any, Any],
+    source: Any,
+    init_value: Any,
+    *,
+    select: Any,
+    scatter: Any,
+) -> Any:
+    window = Window.of(window_dimensions, window_strides, padding)
+    comparison = _computation.recognize(select, operand.dtype)
+    combination = _computation.recognize(scatter, operand.dtype)
+    if comparison not in _COMPARISONS or combination != "add":
+        raise errors.UnsupportedOpError(
+            "XlaSelectAndScatter is supported where it selects by >= or <= and adds, not by "
+            f"{select.name!r} and {scatter.name!r}"
+        )
+    scattered = jaxprs.primitive("select_and_scatter_add").bind(
+        source,
+        operand,
+        select_prim=jaxprs.primitive(comparison),
+        window_dimensions=window.dimensions,
+        window_strides=window.strides,
+        padding=window.padding,
+    )
+    if isinstance(init_value, np.ndarray) and not init_value:
+        return scattered
+    return scattered + init_value
+
+
+@lowering("select_and_gather_add")
+def lower_select_and_gather_add(
+    ctx: LoweringContext,
+    tangents: Edge,
+    operand: Edge,
+    *,
+    select_prim: Any,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+    base_dilation: Any,
+    window_dilation: Any,
+) -> list[Edge]:
+    if select_prim.name not in _COMPARISONS:
+        raise ctx.unsupported(f"a selection by {select_prim.name}")
+    window = Window.of(window_dimensions, window_strides, padding, base_dilation, window_dilation)
+    check_unrolled(ctx, window)
+    compare = _COMPARISONS[select_prim.name]
+    start = MONOIDS["max" if select_prim.name == "ge" else "min"].start
+
+    def combine(value: Any, tangent: Any, new_value: Any, new_tangent: Any) -> list[Any]:
+        is_kept = compare(value, new_value)
+        return [lax.select(is_kept, value, new_value), lax.select(is_kept, tangent, new_tangent)]
+
+    def fold(t: jax.Array, x: jax.Array) -> Any:
+        return fold_windows((x, t), (start(x.dtype), zero(t.dtype)), window, combine)[1]
+
+    return ctx.composite(
+        "select_and_gather_add", fold, tangents, operand, select=select_prim.name, **window.attrs()
+    )
+
+
+@restores("select_and_gather_add")
+def restore_select_and_gather_add(
+    tangents: Any,
+    operand: Any,
+    *,
+    select: bytes,
+    window_dimensions: tuple[int, ...],
+    window_strides: tuple[int, ...],
+    padding: tuple[int, ...],
+    base_dilation: tuple[int, ...],
+    window_dilation: tuple[int, ...],
+) -> Any:
+    return jaxprs.primitive("select_and_gather_add").bind(
+        tangents,
+        operand,
+        select_prim=jaxprs.primitive(select.decode()),
+        window_dimensions=window_dimensions,
+        window_strides=window_strides,
+        padding=pairs_of(padding),
+        base_dilation=base_dilation,
+        window_dilation=window_dilation,
+    )
+
+
+def _gradient(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: jax.Array) -> jax.Array:
+        return jnp.asarray(jax.grad(lambda a: jnp.sum(fn(a) ** 2))(x))
+
+    run.__name__ = "reduce_window_gradient"
+    return run
+
+
+def _tangent(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: jax.Array, t: jax.Array) -> Any:
+        return jax.jvp(fn, (x,), (t,))
+
+    run.__name__ = "reduce_window_tangent"
+    return run
+
+
+example(_gradient(pooling(lax.max, -INFINITY, TWO, TWO)), IMAGE)
+example(_gradient(pooling(lax.max, -INFINITY, THREE, TWO, "SAME")), IMAGE)
+example(_gradient(pooling(lax.min, INFINITY, THREE, TWO, "SAME")), IMAGE)
+example(_gradient(pooling(lax.add, 0, THREE, TWO, "SAME")), IMAGE, tolerance=1e-4)
+example(_tangent(pooling(lax.max, -INFINITY, TWO, TWO)), IMAGE, IMAGE, gradient=False)
+example(_tangent(pooling(lax.min, INFINITY, THREE, TWO, "SAME")), IMAGE, IMAGE, gradient=False)
