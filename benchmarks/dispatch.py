@@ -56,7 +56,7 @@ class Stepping:
     def __init__(self, step: Any, state: State) -> None:
         self._step = step
         self._x = jnp.float32(1)
-        self.state = state
+        self.state = jax.tree.map(jnp.copy, state)  # so that all have buffers of one origin
 
     def __call__(self) -> Any:
         """Does one step and returns the loss."""
@@ -126,6 +126,7 @@ def _new_session(path: str, leaves: int) -> SessionStepping:
     with jm.Graph().as_default() as graph:
         session = jm.Session(graph)
         jm.import_meta_graph(f"{path}.meta").restore(session, path)
+        session.set_state(session.state)  # copies
         return SessionStepping(session, leaves)
 
 

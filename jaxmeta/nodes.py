@@ -139,7 +139,7 @@ class NodeContainer:
                     attr[type_attr].type = edge.number  # type: ignore[assignment]
                 continue
             node.input.extend(item.ref for item in edge)
-            if type_list_attr:
+            if type_list_attr and type_list_attr not in attr:  # two inputs may share it
                 attr[type_list_attr].list.SetInParent()
                 attr[type_list_attr].list.type.extend(item.number for item in edge)
             if number_attr:

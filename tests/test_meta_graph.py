@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from google.protobuf import any_pb2, text_format
+from google.protobuf import any_pb2
 
 import jaxmeta
 from jaxmeta import errors, meta_graph, trees
 from jaxmeta._proto import meta_graph_pb2
+
+TESTS = pathlib.Path(__file__).parent
 
 # --- graphs to write -----------------------------------------------------------------------------
 
@@ -171,10 +173,26 @@ def test_text_and_binary_file_hold_the_same(make, tmp_path):
     saver = jaxmeta.Saver(make())
     saver.export_meta_graph(tmp_path / "binary.meta")
     saver.export_meta_graph(tmp_path / "text.meta", as_text=True)
-    text = (tmp_path / "text.meta").read_text()
-    from_text = text_format.Parse(text, meta_graph_pb2.MetaGraphDef())
-    assert from_text == jaxmeta.read_meta_graph_file(tmp_path / "binary.meta")
-    assert jaxmeta.read_meta_graph_file(tmp_path / "text.meta") == from_text
+    assert jaxmeta.read_meta_graph_file(tmp_path / "text.meta") == jaxmeta.read_meta_graph_file(
+        tmp_path / "binary.meta"
+    )
+
+
+def test_text_is_the_same_where_tensorflow_is_imported(tmp_path, tensorflow):
+    """Its messages make protobuf write the items of collections in another form."""
+    assert tensorflow.compat.v1.MetaGraphDef
+    script = (
+        f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]}\n"
+        "import jaxmeta, test_meta_graph\n"
+        "saver = jaxmeta.Saver(test_meta_graph.mlp())\n"
+        "saver.export_meta_graph(sys.argv[1], as_text=True)\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    there, here = tmp_path / "there.meta", tmp_path / "here.meta"
+    subprocess.run([sys.executable, "-c", script, str(there)], check=True)
+    written = jaxmeta.Saver(mlp()).export_meta_graph(here, as_text=True)
+    assert there.read_text() == here.read_text()
+    assert jaxmeta.read_meta_graph_file(there) == written
 
 
 @every_graph
@@ -206,8 +224,7 @@ for make in test_meta_graph.GRAPHS:
 
 
 def test_same_program_gives_the_same_bytes_in_other_processes():
-    tests = pathlib.Path(__file__).parent
-    script = SCRIPT.format(tests=str(tests), root=str(tests.parent))
+    script = SCRIPT.format(tests=str(TESTS), root=str(TESTS.parent))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script],

@@ -15,6 +15,7 @@ from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import identities as identities
+from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
 from jaxmeta.ops import random as random

@@ -33,6 +33,17 @@ _EQUINOX: Final = (
     "(lax.scan or lax.while_loop, jnp.linalg.solve)"
 )
 
+_ORDERING: Final = (
+    "it only orders effects, and functions with effects cannot be written; return the values"
+)
+_TRANSIENT: Final = (
+    "it stands only inside a derivative that is being taken; trace the finished derivative"
+)
+_SHARDING: Final = (
+    "shardings are not written yet; leave out with_sharding_constraint and shard what is loaded"
+)
+_WINDOW: Final = "no program uses it outside the gradient of pooling, which has a node form"
+
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _HOST_CODE: ("pure_callback", "io_callback"),
     _DEBUGGING: ("debug_callback", "debug_print", "inspect_sharding"),
@@ -65,6 +76,10 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "freeze",
         "run_state",
     ),
+    _ORDERING: ("after_all", "create_token"),
+    _TRANSIENT: ("custom_lin",),
+    _SHARDING: ("sharding_constraint",),
+    _WINDOW: ("select_and_scatter",),
     _FACTORIZATION: ("schur", "hessenberg", "tridiagonal"),
     _COLLECTIVE: (
         "shard_map",

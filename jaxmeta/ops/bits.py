@@ -113,5 +113,28 @@ def lower_population_count(ctx: LoweringContext, x: Edge) -> list[Edge]:
     return ctx.composite("population_count", count, x)
 
 
+@lowering("clz")
+def lower_clz(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    def count(a: jax.Array) -> jax.Array:
+        bits = 8 * a.dtype.itemsize
+        smeared = lax.bitcast_convert_type(a, _unsigned(a.dtype))
+        shift = 1
+        while shift < bits:
+            moved = lax.shift_right_logical(smeared, np.asarray(shift, smeared.dtype))
+            smeared = lax.bitwise_or(smeared, moved)
+            shift *= 2
+        set_bits = jnp.zeros_like(smeared)
+        for bit in range(bits):
+            shifted = lax.shift_right_logical(smeared, np.asarray(bit, smeared.dtype))
+            set_bits = lax.add(set_bits, lax.bitwise_and(shifted, np.asarray(1, smeared.dtype)))
+        zeros = lax.sub(np.asarray(bits, smeared.dtype), set_bits)
+        return lax.bitcast_convert_type(zeros, a.dtype)
+
+    return ctx.composite("clz", count, x)
+
+
+restores("clz")(without_signature(lax.clz))
+example(lambda x: lax.clz(x), u32(5), gradient=False)
+
 restores("population_count")(without_signature(lax.population_count))
 example(lambda x: lax.population_count(x), u32(5), gradient=False)

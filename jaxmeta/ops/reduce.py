@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.values import FunctionRef
 
 
 def _axes(values: Any, rank: int) -> tuple[int, ...]:
@@ -62,6 +64,79 @@ _reduction("Max", "reduce_max", lax.reduce_max, f32(3, 4), i32(3, 4))
 _reduction("Min", "reduce_min", lax.reduce_min, f32(3, 4))
 _reduction("All", "reduce_and", lax.reduce_and, bools(3, 4))
 _reduction("Any", "reduce_or", lax.reduce_or, bools(3, 4))
+
+
+@lowering("reduce")
+def lower_reduce(
+    ctx: LoweringContext,
+    *operands_and_inits: Edge,
+    computation: Any,
+    jaxpr: Any,
+    dimensions: Any,
+    out_sharding: Any = None,
+) -> list[Edge]:
+    del computation  # the jaxpr is traced from it
+    if not jaxprs.is_trivial_sharding(out_sharding):
+        raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
+    count = len(operands_and_inits) // 2
+    return ctx.node(
+        "XlaVariadicReduceV2",
+        list(operands_and_inits[:count]),
+        list(operands_and_inits[count:]),
+        dimensions_to_reduce=[int(axis) for axis in dimensions],
+        reducer=FunctionRef(ctx.function(jaxpr, "reducer")),
+    )
+
+
+@kernel("XlaVariadicReduceV2")
+def variadic_reduce(
+    *inputs_and_inits: Any, dimensions_to_reduce: tuple[int, ...], reducer: Any
+) -> Any:
+    count = len(inputs_and_inits) // 2
+    inputs, inits = inputs_and_inits[:count], inputs_and_inits[count:]
+    if count == 1:
+        return lax.reduce(inputs[0], inits[0], lambda x, y: reducer(x, y)[0], dimensions_to_reduce)
+    return lax.reduce(inputs, inits, lambda xs, ys: tuple(reducer(*xs, *ys)), dimensions_to_reduce)
+
+
+example(
+    lambda x: lax.reduce(x, np.float32(0), lambda a, b: a + b * np.float32(1), (1,)),
+    f32(3, 4),
+    gradient=False,
+)
+example(
+    lambda x, y: lax.reduce(
+        (x, y), (np.float32(-9), np.int32(0)), lambda a, b: (lax.max(a[0], b[0]), a[1] + b[1]), (0,)
+    ),
+    f32(3, 4),
+    i32(3, 4),
+    gradient=False,
+)
+
+
+@lowering("reduce_xor")
+def lower_reduce_xor(
+    ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None
+) -> list[Edge]:
+    if not jaxprs.is_trivial_sharding(out_sharding):
+        raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
+    places = tuple(int(axis) for axis in axes)
+
+    def parity(a: Any) -> Any:
+        for place in sorted(places, reverse=True):
+            slices = [lax.index_in_dim(a, i, place, keepdims=False) for i in range(a.shape[place])]
+            a = functools.reduce(lax.bitwise_xor, slices)
+        return a
+
+    return ctx.composite("reduce_xor", parity, x, axes=places)
+
+
+@restores("reduce_xor")
+def restore_reduce_xor(x: Any, *, axes: tuple[int, ...]) -> Any:
+    return lax.reduce_xor(x, axes)
+
+
+example(lambda x: lax.reduce_xor(x, (0,)), i32(3, 4), gradient=False)
 
 
 @lowering("psum")
