@@ -10,6 +10,7 @@ import jax
 from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, nodes, pausing, specs, trees
 from jaxmeta.graph import Signature, Variable
 
+_WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
 _ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
 
 
@@ -62,6 +63,7 @@ class _Entry:
         return {"donate_argnums": tuple(argnums), "donate_argnames": tuple(argnames)}
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self._check_precision()
         given, structure = jax.tree.flatten((args, kwargs))
         if structure != self._structure:
             self._check_structure((args, kwargs))
@@ -111,6 +113,16 @@ class _Entry:
         return jax.tree.unflatten(treedef, [next(items) for _ in leaves])
 
     # --- checks, which run only while tracing
+
+    def _check_precision(self) -> None:
+        """Raises FeedError where the program needs 64-bit types that this JAX has switched off."""
+        signature = self._signature
+        leaves = [*self._leaves, *trees.leaves(signature.results)]
+        wide = [leaf.name for leaf in leaves if dtypes.dtype_name(leaf.number) in _WIDE_TYPES]
+        if wide and not jax.config.jax_enable_x64:
+            headline = f"signature {signature.name!r} was traced with 64-bit types:"
+            advice = 'Switch them on first: jax.config.update("jax_enable_x64", True).'
+            raise errors.FeedError(errors.list_offenders(headline, wide, advice))
 
     def _check_structure(self, given: Any) -> None:
         """Raises FeedError where the given leaves' paths are not the signature's."""

@@ -143,3 +143,26 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
 
         assert float(run.state["w"].min()) == float(run.state["w"].max()) == int(run.state["n"])
         assert int(run.state["n"]) >= saves - 2
+
+
+_WIDE = """
+import sys
+import jax
+import jax.numpy as jnp
+import jaxmeta as jm
+jax.config.update("jax_enable_x64", True)
+state = {"w": jnp.ones(3, jnp.float64)}
+graph = jm.Graph()
+graph.add_signature("step", lambda s: {"w": s["w"] + 1e-12}, graph.variables(state), updates=0)
+with jm.Saver(graph) as saver:
+    saver.save(state, sys.argv[1])
+"""
+
+
+def test_program_of_64_bit_types_says_what_to_switch_on(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    prefix = str(tmp_path / "model")
+    subprocess.run([sys.executable, "-c", _WIDE, prefix], check=True, cwd=ROOT, env=env)
+    run = jm.load(prefix)
+    with pytest.raises(jm.FeedError, match="jax_enable_x64"):
+        run["step"](run.state)
