@@ -49,6 +49,10 @@ def collection_to_proto(
             item.encode() if isinstance(item, str) else item for item in items
         )
     elif kind == "int":
+        if any(not -(1 << 63) <= item < 1 << 63 for item in items):
+            raise errors.AttrError(
+                f"collection {name!r} holds an integer that does not fit 64 bits"
+            )
         proto.int64_list.value.extend(items)
     elif kind == "float":
         proto.float_list.value.extend(items)

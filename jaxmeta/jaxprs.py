@@ -91,6 +91,12 @@ def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
+def has_64_bit_types() -> bool:
+    """Returns whether this process has JAX's 64-bit types switched on."""
+    config: Any = jax.config
+    return bool(config.jax_enable_x64)
+
+
 def impl_name(impl: Any) -> str:
     """Returns the name of the PRNG implementation that a primitive's parameter holds."""
     return str(getattr(impl, "name", impl))

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from google.protobuf import message, text_format
+from google.protobuf import descriptor_pool, message, text_format
 
 from jaxmeta import (
     building,
@@ -38,6 +38,8 @@ _TREE_PREFIX: Final = "jaxmeta/variables/"
 # TensorFlow takes an empty version as new; one below 1.9 changes how it reads variables.
 _TENSORFLOW_VERSION: Final = "2.21.0"
 _MAX_CONSUMER: Final = graph.PRODUCER_VERSION
+# Any items stay bytes in the text, whatever messages other packages of this process define.
+_EMPTY_POOL: Final = descriptor_pool.DescriptorPool()
 _PROTOBUF_LIMIT_BYTES: Final = (1 << 31) - 1
 
 # --- export ------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def _write(
             "most 2 GiB. Pass large arrays as arguments instead of closing over them."
         )
     if as_text:
-        content = text_format.MessageToString(meta_graph).encode()
+        content = text_format.MessageToString(meta_graph, descriptor_pool=_EMPTY_POOL).encode()
     else:
         content = meta_graph.SerializeToString(deterministic=True)
     path = pathlib.Path(filename)
@@ -138,8 +140,11 @@ def _write_collections(
 def _write_signatures(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:
     recorded = meta_graph.object_graph_def.concrete_functions
     for scope, tree in target.state_trees.items():
+        trees.check_depth(tree, "the state")
         recorded[_TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
     for name, signature in target.signatures.items():
+        trees.check_depth(signature.arguments, f"what signature {name!r} takes")
+        trees.check_depth(signature.results, f"what signature {name!r} returns")
         concrete = recorded[name]
         concrete.canonicalized_input_signature.CopyFrom(trees.tree_to_proto(signature.arguments))
         concrete.output_signature.CopyFrom(trees.tree_to_proto(signature.results))
@@ -194,7 +199,7 @@ def _parse_text(path: str, content: bytes, binary_error: Exception) -> meta_grap
     except UnicodeDecodeError:
         raise errors.FormatError(f"{path}: cannot be parsed ({binary_error}); {hint}") from None
     try:
-        return text_format.Parse(text, meta_graph_pb2.MetaGraphDef())
+        return text_format.Parse(text, meta_graph_pb2.MetaGraphDef(), descriptor_pool=_EMPTY_POOL)
     except (text_format.ParseError, RecursionError) as error:
         raise errors.FormatError(f"{path}: cannot be parsed: {error}; {hint}") from None
 

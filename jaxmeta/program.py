@@ -119,7 +119,7 @@ class _Entry:
         signature = self._signature
         leaves = [*self._leaves, *trees.leaves(signature.results)]
         wide = [leaf.name for leaf in leaves if dtypes.dtype_name(leaf.number) in _WIDE_TYPES]
-        if wide and not jax.config.jax_enable_x64:
+        if wide and not jaxprs.has_64_bit_types():
             headline = f"signature {signature.name!r} was traced with 64-bit types:"
             advice = 'Switch them on first: jax.config.update("jax_enable_x64", True).'
             raise errors.FeedError(errors.list_offenders(headline, wide, advice))

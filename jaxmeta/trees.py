@@ -30,6 +30,9 @@ _EXACT_KINDS: Final[dict[Any, str]] = {
     tuple: "tuple",
     collections.OrderedDict: "ordered",
 }
+# protobuf's readers follow a hundred messages, of which a few stand around the record of a tree.
+_MAX_MESSAGE_DEPTH: Final = 92
+_ORIGINAL: Final = "_jaxmeta_class_name"  # on a class made here: the class it stands for
 _EXTENSION: Final = struct_pb2.TypeSpecProto.EXTENSION_TYPE_SPEC
 
 
@@ -85,15 +88,18 @@ def _describe(
         _describe(child, (*path, key), make_leaf) for key, (_, child) in _zip(keys, children)
     )
     names = tuple(_plain_key(key) for key in keys)
-    return Branch(_kind(tree, keys, names), _class_name(type(tree)), names, subtrees)
+    return Branch(_kind(tree, keys, names), _class_name(tree), names, subtrees)
 
 
 def _zip(keys: list[Any], children: list[Any]) -> Iterator[tuple[Any, Any]]:
     return zip(keys, children, strict=True)
 
 
-def _class_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _class_name(tree: Any) -> str:
+    """Returns the qualified name of a node's class; of a stand-in, that of the original."""
+    cls = type(tree)
+    recorded = getattr(tree, "class_name", None) if cls is Opaque else vars(cls).get(_ORIGINAL)
+    return recorded or f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _plain_key(key: Any) -> Key:
@@ -164,11 +170,11 @@ def _build_mapping(branch: Branch, children: list[Any]) -> Any:
 
 
 def _build_namedtuple(branch: Branch, children: list[Any]) -> Any:
-    return _namedtuple_class(_short_name(branch), branch.keys)(*children)
+    return _namedtuple_class(branch.class_name, branch.keys)(*children)
 
 
 def _build_object(branch: Branch, children: list[Any]) -> Any:
-    return _object_class(_short_name(branch), branch.keys)(*children)
+    return _object_class(branch.class_name, branch.keys)(*children)
 
 
 def _build_opaque(branch: Branch, children: list[Any]) -> Any:
@@ -189,20 +195,24 @@ _BUILDERS: Final[dict[str, Callable[[Branch, list[Any]], Any]]] = {
 }
 
 
-def _short_name(branch: Branch) -> str:
-    name = branch.class_name.rsplit(".", 1)[-1]
+def _short_name(class_name: str) -> str:
+    name = class_name.rsplit(".", 1)[-1]
     return name if _are_field_names([name]) else "Record"
 
 
 @functools.cache
-def _namedtuple_class(name: str, fields: tuple[Key, ...]) -> type:
-    return collections.namedtuple(name, [str(field) for field in fields])
+def _namedtuple_class(class_name: str, fields: tuple[Key, ...]) -> type:
+    names = [str(field) for field in fields]
+    cls: type = collections.namedtuple(_short_name(class_name), names)
+    setattr(cls, _ORIGINAL, class_name)
+    return cls
 
 
 @functools.cache
-def _object_class(name: str, fields: tuple[Key, ...]) -> type:
+def _object_class(class_name: str, fields: tuple[Key, ...]) -> type:
     names = [str(field) for field in fields]
-    cls = dataclasses.make_dataclass(name, names, eq=False)
+    cls = dataclasses.make_dataclass(_short_name(class_name), names, eq=False)
+    setattr(cls, _ORIGINAL, class_name)
     jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
     return cls
 
@@ -261,20 +271,41 @@ def _write(proto: struct_pb2.StructuredValue, tree: Tree) -> None:
 
 
 def _write_extension(proto: struct_pb2.TypeSpecProto, branch: Branch) -> None:
-    """Writes a class of its own as (kind, [(key, child), ...])."""
+    """Writes a class of its own as (kind, key, child, key, child, ...).
+
+    All in one tuple, because protobuf reads messages no more than a hundred deep.
+    """
     proto.type_spec_class = _EXTENSION
     proto.type_spec_class_name = branch.class_name
-    state = proto.type_state.tuple_value
-    state.values.add().string_value = branch.kind
-    pairs = state.values.add().list_value
-    pairs.SetInParent()
+    parts = proto.type_state.tuple_value.values
+    parts.add().string_value = branch.kind
     for key, child in zip(branch.keys, branch.children, strict=True):
-        pair = pairs.values.add().tuple_value
         if isinstance(key, int):
-            pair.values.add().int64_value = key
+            parts.add().int64_value = key
         else:
-            pair.values.add().string_value = key
-        _write(pair.values.add(), child)
+            parts.add().string_value = key
+        _write(parts.add(), child)
+
+
+def check_depth(tree: Tree, what: str) -> None:
+    """Raises GraphError where a tree is too deep for a file that can be read again."""
+    depth = _message_depth(tree)
+    if depth > _MAX_MESSAGE_DEPTH:
+        raise errors.GraphError(
+            f"{what} is a tree too deep for a file: it takes {depth} nested messages, a protobuf "
+            f"reader follows {_MAX_MESSAGE_DEPTH}. Flatten the outer levels, as with "
+            "flax.traverse_util.flatten_dict."
+        )
+
+
+def _message_depth(tree: Tree) -> int:
+    """Returns how many messages nest in the record of a tree."""
+    if isinstance(tree, Leaf):
+        return 4  # StructuredValue, TensorSpecProto, TensorShapeProto, Dim
+    own = 2 if tree.kind in ("list", "tuple") and tree.class_name.startswith("builtins.") else 4
+    if tree.kind in ("dict", "namedtuple"):
+        own = 3  # the value, the message of its kind, and an entry
+    return own + max((_message_depth(child) for child in tree.children), default=0)
 
 
 def tree_from_proto(proto: struct_pb2.StructuredValue) -> Tree:
@@ -312,36 +343,37 @@ def tree_from_proto(proto: struct_pb2.StructuredValue) -> Tree:
 
 def _read_namedtuple(proto: struct_pb2.NamedTupleValue) -> Branch:
     keys = tuple(pair.key for pair in proto.values)
-    if not _are_field_names(keys) or len(set(keys)) != len(keys):
-        raise errors.FormatError(f"{list(keys)} are not the fields of a NamedTuple")
     children = tuple(tree_from_proto(pair.value) for pair in proto.values)
-    kind = "object" if any(key.startswith("_") for key in keys) else "namedtuple"
-    return Branch(kind, proto.name, keys, children)
+    return _checked(Branch("namedtuple", proto.name, keys, children))
 
 
 def _read_extension(proto: struct_pb2.TypeSpecProto) -> Branch:
-    state = proto.type_state.tuple_value.values
-    if len(state) != 2 or state[0].string_value not in _BUILDERS:
+    parts = proto.type_state.tuple_value.values
+    if len(parts) % 2 != 1 or parts[0].string_value not in _BUILDERS:
         raise errors.FormatError(f"the tree's node {proto.type_spec_class_name!r} is malformed")
-    kind = state[0].string_value
-    keys: list[Key] = []
-    children: list[Tree] = []
-    for pair in state[1].list_value.values:
-        key, child = _read_pair(pair)
-        keys.append(key)
-        children.append(child)
-    if kind == "object" and (not _are_field_names(keys) or len(set(keys)) != len(keys)):
-        raise errors.FormatError(f"{keys} are not the attributes of {proto.type_spec_class_name}")
-    return Branch(kind, proto.type_spec_class_name, tuple(keys), tuple(children))
+    keys = tuple(_read_key(part) for part in parts[1::2])
+    children = tuple(tree_from_proto(part) for part in parts[2::2])
+    return _checked(Branch(parts[0].string_value, proto.type_spec_class_name, keys, children))
 
 
-def _read_pair(proto: struct_pb2.StructuredValue) -> tuple[Key, Tree]:
-    parts = proto.tuple_value.values
-    if len(parts) != 2:
-        raise errors.FormatError("a pair in a tree does not have two parts")
-    is_int = parts[0].WhichOneof("kind") == "int64_value"
-    key: Key = parts[0].int64_value if is_int else parts[0].string_value
-    return key, tree_from_proto(parts[1])
+def _read_key(proto: struct_pb2.StructuredValue) -> Key:
+    kind = proto.WhichOneof("kind")
+    if kind == "int64_value":
+        return proto.int64_value
+    if kind == "string_value":
+        return proto.string_value
+    raise errors.FormatError(f"a key in a tree is a {kind}, not a string or an integer")
+
+
+def _checked(branch: Branch) -> Branch:
+    """Returns the branch; raises FormatError where no object can have its keys."""
+    if len(set(branch.keys)) != len(branch.keys):
+        raise errors.FormatError(f"{branch.class_name} has a key twice: {list(branch.keys)}")
+    if branch.kind in ("object", "namedtuple") and not _are_field_names(branch.keys):
+        raise errors.FormatError(f"{list(branch.keys)} are not the fields of {branch.class_name}")
+    if branch.kind == "namedtuple" and any(str(key).startswith("_") for key in branch.keys):
+        raise errors.FormatError(f"{list(branch.keys)} are not the fields of a NamedTuple")
+    return branch
 
 
 # --- paths -----------------------------------------------------------------------------------
@@ -361,7 +393,8 @@ def leaf_number(value: Any) -> int:
 
 # --- plain values ------------------------------------------------------------------------------
 
-_SCALAR_FIELDS: Final[tuple[tuple[type, str], ...]] = (
+_INT64_BITS: Final = 63
+_SCALAR_FIELDS: Final[tuple[tuple[Any, str], ...]] = (
     (bool, "bool_value"),
     (int, "int64_value"),
     (float, "float64_value"),
@@ -381,6 +414,8 @@ def structure_to_proto(value: Any) -> struct_pb2.StructuredValue:
         return proto
     for kind, field in _SCALAR_FIELDS:
         if isinstance(value, kind):
+            if kind is int and value.bit_length() > _INT64_BITS:
+                raise errors.AttrError(f"the integer {value} does not fit 64 bits")
             setattr(proto, field, value)
             return proto
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

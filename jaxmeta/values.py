@@ -18,8 +18,11 @@ Shape: TypeAlias = tuple[int | None, ...]
 """A static shape; None is a dimension that is not known."""
 
 _UNKNOWN_DIM: Final = -1
-# Tensors below this size are decoded without asking whether the proto can hold them.
-_SPLAT_LIMIT_BYTES: Final = 1 << 31
+_MAX_BYTES: Final = 1 << 62
+# Values that a proto repeats beyond those it holds take no more memory than this.
+_FILL_LIMIT_BYTES: Final = 1 << 26
+# Their values stand in a bytes field, one byte each.
+_BYTE_FLOATS: Final = ("float8", "float4")
 
 
 class FunctionRef(str):
@@ -96,7 +99,7 @@ def tensor_to_proto(array: Any) -> graph_pb2.TensorProto:
 
 def write_tensor(proto: graph_pb2.TensorProto, array: Any) -> None:
     """Writes an array into a proto that is empty."""
-    array = np.asarray(array)
+    array = _little_endian(np.asarray(array))
     number = dtypes.dtype_to_number(array.dtype)
     proto.dtype = number  # type: ignore[assignment]
     write_shape(proto.tensor_shape, array.shape)
@@ -107,12 +110,14 @@ def write_tensor(proto: graph_pb2.TensorProto, array: Any) -> None:
         return
     name = array.dtype.name
     field = _TYPED_FIELDS.get(name)
-    if field is not None and array.size == 1:
+    if array.size > 1:
+        proto.tensor_content = array.tobytes()
+    elif field is not None:
         _write_single(proto, field, array.reshape(())[()])
-    elif name.startswith("float8"):
-        proto.float8_val = np.ascontiguousarray(array).tobytes()
+    elif name.startswith(_BYTE_FLOATS):
+        proto.float8_val = array.tobytes()
     else:
-        proto.tensor_content = _little_endian(array).tobytes()
+        proto.tensor_content = array.tobytes()
 
 
 def splat_to_proto(value: Any, shape: Sequence[int]) -> graph_pb2.TensorProto:
@@ -137,8 +142,9 @@ def _write_single(proto: graph_pb2.TensorProto, field: str, value: Any) -> None:
 
 
 def _little_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    big = array.dtype.byteorder == ">"
-    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<")) if big else array)
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.c_contiguous else np.array(array, order="C")
 
 
 def _to_bytes(item: Any) -> bytes:
@@ -160,6 +166,8 @@ def tensor_from_proto(proto: graph_pb2.TensorProto) -> np.ndarray[Any, Any]:
         raise errors.AttrError(f"a tensor needs a known shape, this one has {shape}")
     known_shape: tuple[int, ...] = shape  # type: ignore[assignment]
     size = math.prod(known_shape)
+    if size * dtype.itemsize > _MAX_BYTES or any(dim > _MAX_BYTES for dim in known_shape):
+        raise errors.AttrError(f"a tensor of shape {known_shape} is larger than memory can be")
     if proto.tensor_content and dtype != object:
         return _from_content(proto.tensor_content, dtype, known_shape, size)
     values = _typed_values(proto, dtype)
@@ -170,7 +178,7 @@ def tensor_from_proto(proto: graph_pb2.TensorProto) -> np.ndarray[Any, Any]:
     last = values[-1] if len(values) else _zero(dtype)
     if len(values) <= 1:
         return np.broadcast_to(np.asarray(last, dtype=dtype), known_shape)
-    if size * dtype.itemsize > _SPLAT_LIMIT_BYTES:
+    if size * dtype.itemsize > _FILL_LIMIT_BYTES:
         raise errors.AttrError(f"a tensor of {size} values holds only {len(values)}")
     filled = np.full(size, last, dtype=dtype)
     filled[: len(values)] = values
@@ -201,7 +209,7 @@ def _typed_values(proto: graph_pb2.TensorProto, dtype: np.dtype[Any]) -> np.ndar
         values[:] = list(proto.string_val)
         return values
     name = dtype.name
-    if name.startswith("float8"):
+    if name.startswith(_BYTE_FLOATS):
         return np.frombuffer(proto.float8_val, dtype=dtype)
     field = _TYPED_FIELDS.get(name)
     if field is None:
@@ -211,6 +219,8 @@ def _typed_values(proto: graph_pb2.TensorProto, dtype: np.dtype[Any]) -> np.ndar
         return np.array(raw, dtype=np.int32).astype(np.uint16).view(dtype)
     if field in ("scomplex_val", "dcomplex_val"):
         part = np.float32 if field == "scomplex_val" else np.float64
+        if len(raw) % 2:
+            raise errors.AttrError(f"{field} holds {len(raw)} parts of complex numbers")
         return np.array(raw, dtype=part).view(dtype)
     if field == "int_val":
         return np.array(raw, dtype=np.int32).astype(dtype)
