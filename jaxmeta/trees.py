@@ -203,7 +203,8 @@ def _short_name(class_name: str) -> str:
 @functools.cache
 def _namedtuple_class(class_name: str, fields: tuple[Key, ...]) -> type:
     names = [str(field) for field in fields]
-    cls: type = collections.namedtuple(_short_name(class_name), names)
+    make: Any = collections.namedtuple
+    cls: type = make(_short_name(class_name), names)
     setattr(cls, _ORIGINAL, class_name)
     return cls
 
