@@ -228,3 +228,4 @@ def lower_conj(ctx: LoweringContext, x: Edge, *, input_dtype: Any) -> list[Edge]
 kernel("Conj")(lax.conj)
 restores("conj")(without_signature(lax.conj))
 example(lambda x: lax.conj(x), _COMPLEX, gradient=False)
+example(lambda x: lax.conj(x), f32(3), gradient=False)

@@ -23,7 +23,7 @@ from jaxmeta.ops._definition import (
     u32,
 )
 from jaxmeta.ops._operands import BOOL
-from jaxmeta.ops._pointwise import INTS, PAIR, binary, broadcast, takes
+from jaxmeta.ops._pointwise import INTS, PAIR, binary, broadcast
 
 
 def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable[..., Any]) -> None:
@@ -86,9 +86,7 @@ example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32
 
 @lowering("clamp")
 def lower_clamp(ctx: LoweringContext, low: Edge, x: Edge, high: Edge) -> list[Edge]:
-    if takes("ClipByValue", x):
-        return ctx.node("ClipByValue", x, low, high)
-    return ctx.composite("clamp", lambda a, b, c: lax.min(lax.max(b, a), c), low, x, high)
+    return ctx.node("ClipByValue", x, low, high)
 
 
 @kernel("ClipByValue")
@@ -99,6 +97,5 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
     return lax.clamp(low, t, high)
 
 
-restores("clamp")(lambda low, x, high: lax.clamp(low, x, high))
 example(lambda x: lax.clamp(np.float32(-1), x, np.float32(1)), f32(3, 4))
 example(lambda x: lax.clamp(np.uint32(5), x, np.uint32(100)), u32(3, 4), gradient=False)

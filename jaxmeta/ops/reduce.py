@@ -260,3 +260,4 @@ def restore_top_k(x: Any, *, k: int, axis: int) -> Any:
 
 
 example(lambda x: lax.top_k(x, 2), f32(3, 4))
+example(lambda x: lax.top_k(x, 2, axis=0), f32(3, 4))

@@ -268,6 +268,14 @@ example(
     gradient=False,
     not_in_tensorflow="TensorFlow's maximum in a scatter does not keep every NaN",
 )
+example(lambda x, i, u: x.at[i].subtract(u, mode="clip"), f32(5, 3), FAR_IDS, _FAR_ROWS)
+example(
+    lambda x, i, u: x.at[i].multiply(u, mode="clip"),
+    f32(5, 3),
+    FAR_IDS,
+    _FAR_ROWS,
+    gradient=False,
+)
 example(lambda x, i, u: x.at[:, i].add(u), f32(3, 5), IDS, f32(3, 4))
 example(lambda x, i, j, u: x.at[i, j].add(u), f32(5, 3), IDS, i32(4, low=-2, high=-2), f32(4))
 example(lambda x, i, u: x.at[i].add(u, mode="clip"), f32(5, 3), FAR_IDS, _FAR_ROWS)
