@@ -157,18 +157,12 @@ class Operation:
         return f"<jaxmeta.Operation '{self.name}' type={self.type}>"
 
 
-def index_nodes(nodes: Sequence[graph_pb2.NodeDef]) -> dict[str, graph_pb2.NodeDef]:
-    """Returns nodes by name, in their order.
-
-    Raises:
-        GraphError: several have the same name; all such names are listed.
-    """
-    by_name = {node.name: node for node in nodes}
-    if len(by_name) != len(nodes):
-        counts = collections.Counter(node.name for node in nodes)
-        repeated = sorted(name for name, count in counts.items() if count > 1)
+def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
+    """Raises GraphError where several nodes have the same name; all such names are listed."""
+    counts = collections.Counter(node.name for node in nodes)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
         raise errors.GraphError(errors.list_offenders("these nodes are not unique:", repeated))
-    return by_name
 
 
 class GraphBuilder(NodeContainer):
@@ -275,7 +269,7 @@ class GraphBuilder(NodeContainer):
         """Adds nodes under their own names.
 
         Args:
-            added: by name, as `index_nodes` returns them.
+            added: the nodes by name.
 
         Raises:
             GraphError: names are taken; all of them are listed.

@@ -229,8 +229,7 @@ def import_graph(
         meta_graph = read_meta_graph_file(source)
     with paused_gc():
         _check_versions(source, meta_graph)
-        by_name = graph.index_nodes(meta_graph.graph_def.node)
-        _check_nodes(source, by_name, meta_graph.graph_def.library)
+        by_name = _index_nodes(source, meta_graph.graph_def)
         _check_function_names(source, meta_graph.graph_def, target)
         target.add_node_defs(by_name)
         for function in meta_graph.graph_def.library.function:
@@ -273,17 +272,19 @@ def _check_function_names(
         raise errors.GraphError(errors.list_offenders(headline, sorted(taken)))
 
 
-def _check_nodes(
-    source: str,
-    nodes: Mapping[str, graph_pb2.NodeDef],
-    library: graph_pb2.FunctionDefLibrary,
-) -> None:
-    """Raises where an op is unknown, or an input names no node; all offenders at once."""
-    functions = {function.signature.name for function in library.function}
+def _index_nodes(source: str, graph_def: graph_pb2.GraphDef) -> dict[str, graph_pb2.NodeDef]:
+    """Returns the nodes by name, having checked them in one pass: there may be a million.
+
+    Raises:
+        UnsupportedOpError: ops are unknown, here or in the library; all are listed.
+        GraphError: names are not unique, or inputs name no node; all are listed.
+    """
+    functions = {function.signature.name for function in graph_def.library.function}
     known: set[str] = set()
     unknown: dict[str, None] = {}
-    missing: list[str] = []
-    for node in nodes.values():
+    unresolved: list[tuple[graph_pb2.NodeDef, str]] = []
+    by_name: dict[str, graph_pb2.NodeDef] = {}
+    for node in graph_def.node:
         op = node.op
         if op not in known:
             if op in functions or op_defs.has_op(op):
@@ -291,24 +292,36 @@ def _check_nodes(
             else:
                 unknown[f"{op}  (node {node.name!r})"] = None
         for ref in node.input:
-            if ref in nodes:
-                continue
-            name = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
-            if name not in nodes:
-                missing.append(f"{node.name!r} ({op}): {ref!r}")
-    for function in library.function:
+            if ref not in by_name:
+                unresolved.append((node, ref))
+        by_name[node.name] = node
+    for function in graph_def.library.function:
         for node in function.node_def:
             if node.op not in known and node.op not in functions and not op_defs.has_op(node.op):
                 where = f"{node.name!r} of function {function.signature.name!r}"
                 unknown[f"{node.op}  (node {where})"] = None
     if unknown:
-        raise errors.UnsupportedOpError(
-            errors.list_offenders(f"{source}: these ops are unknown:", unknown)
-        )
+        headline = f"{source}: these ops are unknown:"
+        raise errors.UnsupportedOpError(errors.list_offenders(headline, unknown))
+    if len(by_name) != len(graph_def.node):
+        graph.refuse_repeated_names(graph_def.node)
+    _check_inputs(source, by_name, unresolved)
+    return by_name
+
+
+def _check_inputs(
+    source: str,
+    by_name: Mapping[str, graph_pb2.NodeDef],
+    unresolved: Sequence[tuple[graph_pb2.NodeDef, str]],
+) -> None:
+    missing = [
+        f"{node.name!r} ({node.op}): {ref!r}"
+        for node, ref in unresolved
+        if (ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]) not in by_name
+    ]
     if missing:
-        raise errors.GraphError(
-            errors.list_offenders(f"{source}: these inputs name no node of the graph:", missing)
-        )
+        headline = f"{source}: these inputs name no node of the graph:"
+        raise errors.GraphError(errors.list_offenders(headline, missing))
 
 
 def _read_collections(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.Graph) -> None:

@@ -8,10 +8,14 @@ import pytest
 import jaxmeta
 from jaxmeta import dtypes, errors, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graph import GraphBuilder, index_nodes
+from jaxmeta.graph import GraphBuilder
 from jaxmeta.nodes import Edge, FunctionBody
 
 F32 = np.dtype("float32")
+
+
+def index_nodes(nodes):
+    return {node.name: node for node in nodes}
 
 
 @pytest.fixture
