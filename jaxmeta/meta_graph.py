@@ -293,7 +293,7 @@ def _index_nodes(source: str, graph_def: graph_pb2.GraphDef) -> dict[str, graph_
                 unknown[f"{op}  (node {node.name!r})"] = None
         for ref in node.input:
             if ref not in by_name:
-                unresolved.append((node, ref))
+                unresolved.append((node, ref))  # noqa: PERF401 - a generator a node costs more
         by_name[node.name] = node
     for function in graph_def.library.function:
         for node in function.node_def:
