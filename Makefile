@@ -40,10 +40,8 @@ lint: .venv/.installed-test
 	$(BIN)/python -m mypy
 	PYTHON=$(PYTHON) protos/generate.sh --check
 
-bench: .venv/.installed-test
-	@set -e; for script in benchmarks/bench_*.py; do \
-	  echo "== $$script"; $(BIN)/python "$$script"; \
-	done
+bench: .venv/.installed-test .venv/.installed-examples
+	$(BIN)/python benchmarks/run_all.py
 
 test-second: .venv/.installed-test
 	@.ci/test_second
