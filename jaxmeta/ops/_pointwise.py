@@ -49,10 +49,13 @@ def takes(op: str, edge: Edge) -> bool:
 
 
 def broadcasting(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the binary function with TensorFlow's broadcasting, which `jax.lax` has not."""
+    """Returns the binary function with TensorFlow's broadcasting to a higher rank.
+
+    `jax.lax` itself broadcasts scalars, and axes of size one.
+    """
 
     def run(x: Any, y: Any) -> Any:
-        if x.shape == y.shape or not x.shape or not y.shape:
+        if x.ndim == y.ndim or not x.ndim or not y.ndim:
             return fn(x, y)
         return fn(*broadcast(x, y))
 
