@@ -4,9 +4,9 @@
 >>> import jaxmeta as jm
 >>> graph = jm.Graph()
 >>> state = {"w": jnp.zeros(3)}
->>> _ = graph.add_signature("step", lambda s, x: {"w": s["w"] + x}, graph.variables(state), 1.0,
-...                         updates=0)
->>> [op for op in graph.functions["step"].node_def[0].op.split()]
+>>> _ = graph.add_signature("step", lambda s, x: {"w": s["w"] + x}, graph.variables(state),
+...                         jnp.ones(3), updates=0)
+>>> [node.op for node in graph.functions["step"].node_def]
 ['AddV2']
 """
 
