@@ -6,7 +6,6 @@ line from standard input and answers with one line. Importing a model library th
 
 from __future__ import annotations
 
-import importlib.abc
 import json
 import os
 import pathlib
@@ -19,10 +18,22 @@ import numpy as np
 LIBRARIES = ("flax", "optax", "equinox", "chex", "tensorflow", "programs", "sklearn")
 
 
-class _Refusing(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+class _Hiding:
+    """A finder of modules that finds none of `LIBRARIES`, as where they are not installed.
+
+    It does not raise: libraries ask whether TensorFlow is there, and do without where it is not.
+    """
+
+    def __init__(self, finder: Any) -> None:
+        self._finder = finder
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname.split(".")[0] in LIBRARIES:
-            raise ImportError(f"{fullname} must not be needed to resume")
+            return None
+        return self._finder.find_spec(fullname, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
 
 class Resumer:
@@ -125,7 +136,7 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answers requests until standard input ends."""
-    sys.meta_path.insert(0, _Refusing())
+    sys.meta_path[:] = [_Hiding(finder) for finder in sys.meta_path]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not disturb the answers
     for line in sys.stdin:
