@@ -81,15 +81,25 @@ def _item_kind(item: Any) -> str | None:
 
 
 def _variable_to_bytes(variable: Variable) -> bytes:
+    return variable_to_proto(variable).SerializeToString(deterministic=True)
+
+
+def variable_to_proto(variable: Variable) -> meta_graph_pb2.VariableDef:
+    """Returns the VariableDef of a variable."""
     proto = meta_graph_pb2.VariableDef(
         variable_name=variable.name,
-        initial_value_name=f"{variable.op_name}/Initializer/zeros:0",
+        initial_value_name=variable.initial_value_name,
         initializer_name=variable.initializer_name,
         snapshot_name=variable.snapshot_name,
-        is_resource=True,
+        is_resource=variable.is_resource,
         trainable=variable.trainable,
     )
-    return proto.SerializeToString(deterministic=True)
+    info = variable.save_slice_info
+    if info is not None:
+        proto.save_slice_info_def.full_name = info.full_name
+        for field in ("full_shape", "var_offset", "var_shape"):
+            getattr(proto.save_slice_info_def, field).extend(getattr(info, field))
+    return proto
 
 
 def collection_from_proto(
@@ -139,13 +149,25 @@ def variable_from_bytes(content: bytes, collection: str, target: building.Graph)
         proto = meta_graph_pb2.VariableDef.FromString(content)
     except message.DecodeError as error:
         raise errors.FormatError(f"collection {collection!r}: no VariableDef: {error}") from None
+    variable = variable_from_proto(proto, target)
+    target.register_variable(variable)
+    return variable
+
+
+def variable_from_proto(proto: meta_graph_pb2.VariableDef, target: building.Graph) -> Variable:
+    """Returns the handle that a VariableDef describes.
+
+    Raises:
+        FormatError: the variable has no static shape.
+        GraphError: its node is not in the graph.
+    """
     op_name = proto.variable_name.split(":")[0]
     attr = target.node(op_name).attr
     shape = values.shape_from_proto(attr["shape"].shape)
     if shape is None or None in shape:
         raise errors.FormatError(f"the variable {op_name!r} has no static shape")
     impl = attr[nodes.KEY_IMPL_ATTR].s.decode() if nodes.KEY_IMPL_ATTR in attr else ""
-    variable = Variable(
+    return Variable(
         target,
         op_name,
         tuple(size or 0 for size in shape),
@@ -153,6 +175,18 @@ def variable_from_bytes(content: bytes, collection: str, target: building.Graph)
         impl,
         proto.trainable,
         nodes.WEAK_TYPE_ATTR in attr,
+        initializer_name=proto.initializer_name,
+        snapshot_name=proto.snapshot_name,
+        initial_value_name=proto.initial_value_name,
+        is_resource=proto.is_resource,
+        save_slice_info=_slice_info_from_proto(proto),
     )
-    target.register_variable(variable)
-    return variable
+
+
+def _slice_info_from_proto(proto: meta_graph_pb2.VariableDef) -> graph.SaveSliceInfo | None:
+    if not proto.HasField("save_slice_info_def"):
+        return None
+    info = proto.save_slice_info_def
+    return graph.SaveSliceInfo(
+        info.full_name, tuple(info.full_shape), tuple(info.var_offset), tuple(info.var_shape)
+    )

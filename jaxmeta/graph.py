@@ -54,6 +54,30 @@ class Signature:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SaveSliceInfo:
+    """Which part of a larger, partitioned variable a variable holds.
+
+    Attributes:
+        full_name: the name of the whole in a checkpoint.
+        full_shape: its shape.
+        var_offset: where the part begins, in each dimension.
+        var_shape: the shape of the part.
+    """
+
+    full_name: str
+    full_shape: tuple[int, ...]
+    var_offset: tuple[int, ...]
+    var_shape: tuple[int, ...]
+
+    @property
+    def spec(self) -> str:
+        """The part as TensorFlow's Save ops spell it: ``"10 7 4,3:0,7"``."""
+        sizes = " ".join(map(str, self.full_shape))
+        parts = (f"{o},{n}" for o, n in zip(self.var_offset, self.var_shape, strict=True))
+        return f"{sizes} {':'.join(parts)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Variable:
     """A handle on a variable of a graph.
 
@@ -64,6 +88,11 @@ class Variable:
         key_impl: the PRNG implementation where it holds typed keys, else empty.
         trainable: whether optimizers should change it.
         weak_type: whether its dtype gives way to others in JAX's promotion.
+        initializer_name: the operation that gives it its first value.
+        snapshot_name: the tensor that reads it.
+        initial_value_name: the tensor that is its first value, or empty where none is known.
+        is_resource: whether its node is a handle; else a reference variable of TensorFlow 1.
+        save_slice_info: where it is a part of a larger variable, which one.
     """
 
     graph: GraphBuilder
@@ -73,21 +102,16 @@ class Variable:
     key_impl: str = ""
     trainable: bool = True
     weak_type: bool = False
+    initializer_name: str = dataclasses.field(kw_only=True)
+    snapshot_name: str = dataclasses.field(kw_only=True)
+    initial_value_name: str = dataclasses.field(default="", kw_only=True)
+    is_resource: bool = dataclasses.field(default=True, kw_only=True)
+    save_slice_info: SaveSliceInfo | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
         """The name of the handle's tensor, as TensorFlow spells a variable: ``w:0``."""
         return f"{self.op_name}:0"
-
-    @property
-    def snapshot_name(self) -> str:
-        """The name of the tensor that reads it."""
-        return f"{self.op_name}/Read/ReadVariableOp:0"
-
-    @property
-    def initializer_name(self) -> str:
-        """The name of the operation that gives it its first value."""
-        return f"{self.op_name}/Assign"
 
     def __repr__(self) -> str:
         return f"<jaxmeta.Variable '{self.name}' shape={self.shape} dtype={self.dtype}>"
@@ -372,7 +396,18 @@ class GraphBuilder(NodeContainer):
             "ReadVariableOp", [handle], {"dtype": dtype}, f"{op_name}/Read/ReadVariableOp"
         )
         trains = is_trainable and jax.dtypes.issubdtype(dtype, np.inexact)
-        variable = Variable(self, op_name, tuple(aval.shape), dtype, impl, trains, is_weak)
+        variable = Variable(
+            self,
+            op_name,
+            tuple(aval.shape),
+            dtype,
+            impl,
+            trains,
+            is_weak,
+            initializer_name=f"{op_name}/Assign",
+            snapshot_name=f"{op_name}/Read/ReadVariableOp:0",
+            initial_value_name=f"{op_name}/Initializer/zeros:0",
+        )
         self.register_variable(variable)
         self.add_to_collection(GLOBAL_VARIABLES, variable)
         if trains:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -202,9 +203,7 @@ def test_imported_graph_has_what_the_original_has(make):
     assert imported.variable_names == original.variable_names
     for name in original.variable_names:
         ours, theirs = imported.variable(name), original.variable(name)
-        assert ours == theirs.__class__(
-            imported, name, theirs.shape, theirs.dtype, theirs.key_impl, theirs.trainable
-        )
+        assert ours == dataclasses.replace(theirs, graph=imported)
     assert dict(imported.signatures) == dict(original.signatures)
     assert imported.state_trees == original.state_trees
     assert sorted(imported.get_all_collection_keys()) == sorted(original.get_all_collection_keys())
