@@ -17,7 +17,8 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 ROWS = (
     ("errors", "_proto", "pausing"),
     ("dtypes", "naming", "op_defs", "ordering"),
-    ("values", "xla_attrs", "jaxprs"),
+    ("values", "xla_attrs", "jaxprs", "eqn_params"),
+    ("binding",),
     ("trees",),
     ("specs", "nodes"),
     ("graph",),
