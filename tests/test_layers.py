@@ -22,6 +22,7 @@ ROWS = (
     ("trees",),
     ("specs", "nodes"),
     ("graph",),
+    ("printing",),
     ("ops._not_lowered", "ops._definition"),
     ("ops._computation", "ops._operands"),
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
@@ -30,6 +31,7 @@ ROWS = (
     ("trace", "executor"),
     ("signature_nodes",),
     ("building",),
+    ("event_files",),
     ("program",),
     ("checkpoint.atomic",),
     ("checkpoint.layout",),
@@ -38,6 +40,7 @@ ROWS = (
     ("checkpoint",),
     ("collection_defs",),
     ("meta_graph",),
+    ("differences",),
     ("session",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names
