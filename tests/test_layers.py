@@ -39,7 +39,7 @@ ROWS = (
     ("checkpoint.orbax",),
     ("checkpoint",),
     ("collection_defs",),
-    ("meta_graph",),
+    ("meta_graph", "node_differences"),
     ("differences",),
     ("session",),
     ("saver",),
