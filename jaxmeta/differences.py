@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from jaxmeta import building, dtypes, meta_graph, printing, trees, values
+from jaxmeta import building, meta_graph, node_differences, printing, trees, values
 from jaxmeta._proto import meta_graph_pb2
 
 MetaGraph: TypeAlias = meta_graph_pb2.MetaGraphDef | building.Graph | str | os.PathLike[str]
