@@ -16,6 +16,7 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
+    ("default_sessions", "queue_resources", "variable_store"),
     ("dtypes", "naming", "op_defs", "ordering"),
     ("values", "xla_attrs", "jaxprs", "eqn_params"),
     ("binding",),
@@ -28,7 +29,9 @@ ROWS = (
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
     ("ops.<family>",),
     ("ops",),
-    ("trace", "executor"),
+    ("plans",),
+    ("trace", "executor", "compiling"),
+    ("segments", "inlining"),
     ("signature_nodes",),
     ("building",),
     ("event_files",),
@@ -41,6 +44,7 @@ ROWS = (
     ("collection_defs",),
     ("meta_graph", "node_differences"),
     ("differences",),
+    ("fetches",),
     ("session",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names

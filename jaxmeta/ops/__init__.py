@@ -18,6 +18,7 @@ from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
+from jaxmeta.ops import queues as queues
 from jaxmeta.ops import random as random
 from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
