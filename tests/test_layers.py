@@ -37,9 +37,14 @@ ROWS = (
     ("event_files",),
     ("program",),
     ("checkpoint.atomic",),
-    ("checkpoint.layout",),
+    ("checkpoint.background", "checkpoint.coding", "checkpoint.crc32c", "checkpoint.layout"),
+    ("checkpoint.slices", "checkpoint.snappy"),
+    ("checkpoint.stored", "checkpoint.table"),
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
-    ("checkpoint.orbax",),
+    ("checkpoint.slice_table_reader", "checkpoint.tensor_bundle_reader"),
+    ("checkpoint.orbax", "checkpoint.tensor_bundle"),
+    ("checkpoint.reader",),
+    ("checkpoint.restoring",),
     ("checkpoint",),
     ("collection_defs",),
     ("meta_graph", "node_differences"),
@@ -54,7 +59,7 @@ ROWS = (
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
 # What a checkpoint knows: names and arrays, no graphs.
-CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming"}
+CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
 
 def module_name(path: pathlib.Path) -> str:
