@@ -4,6 +4,10 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
+    │  ├─ NameTakenError(KeyError)       a name that must be new is taken
+    │  └─ MissingNodeError(AssertionError)
+    │                                    a GraphDef lacks a node that was asked for
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
@@ -11,6 +15,8 @@
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
+    │  └─ UnreadableFileError(OSError)   a file is missing, or is no such file at all
+    ├─ ArgumentTypeError(TypeError)      an argument is of the wrong kind
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
@@ -34,6 +40,22 @@ class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
 
 
+class MissingNameError(GraphError, KeyError):
+    """A name that must be in the graph is not there."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+class NameTakenError(GraphError, KeyError):
+    """A name that must be new is taken."""
+
+    __str__ = Exception.__str__
+
+
+class MissingNodeError(GraphError, AssertionError):
+    """A GraphDef lacks a node that was asked for."""
+
+
 class AttrError(JaxmetaError, ValueError):
     """A node's attr is missing, unknown, or holds the wrong kind of value."""
 
@@ -52,6 +74,14 @@ class FeedError(JaxmetaError, ValueError):
 
 class FormatError(JaxmetaError, ValueError):
     """A file is missing, truncated, corrupt, empty, or newer than this reader."""
+
+
+class UnreadableFileError(FormatError, OSError):
+    """A file is missing, or cannot be parsed at all."""
+
+
+class ArgumentTypeError(JaxmetaError, TypeError):
+    """An argument is of the wrong kind."""
 
 
 class CheckpointError(JaxmetaError, ValueError):

@@ -16,8 +16,9 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
-    ("dtypes", "naming", "op_defs", "ordering"),
-    ("values", "xla_attrs", "jaxprs"),
+    ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
+    ("values", "xla_attrs", "jaxprs", "function_library", "graph_transforms"),
+    ("control_flow_contexts",),
     ("trees",),
     ("specs", "nodes"),
     ("graph",),
@@ -35,7 +36,10 @@ ROWS = (
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
     ("checkpoint.orbax",),
     ("checkpoint",),
-    ("collection_defs",),
+    ("meta_graph_file", "graph_def_checks"),
+    ("collection_defs", "signature_defs", "graph_def_import"),
+    ("meta_graph_import",),
+    ("meta_graph_export",),
     ("meta_graph",),
     ("session",),
     ("saver",),
