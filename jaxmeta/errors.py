@@ -4,6 +4,10 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
+    │  ├─ NameTakenError(KeyError)       a name that must be new is taken
+    │  └─ MissingNodeError(AssertionError)
+    │                                    a GraphDef lacks a node that was asked for
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
@@ -20,6 +24,8 @@
     │  └─ InvalidArgumentError(ValueError)
     │                                    a value is not one that the operation takes
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
+    │  └─ UnreadableFileError(OSError)   a file is missing, or is no such file at all
+    ├─ ArgumentTypeError(TypeError)      an argument is of the wrong kind
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
     ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
@@ -42,6 +48,22 @@ class JaxmetaError(Exception):
 
 class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
+
+
+class MissingNameError(GraphError, KeyError):
+    """A name that must be in the graph is not there."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+class NameTakenError(GraphError, KeyError):
+    """A name that must be new is taken."""
+
+    __str__ = Exception.__str__
+
+
+class MissingNodeError(GraphError, AssertionError):
+    """A GraphDef lacks a node that was asked for."""
 
 
 class AttrError(JaxmetaError, ValueError):
@@ -90,6 +112,14 @@ class InvalidArgumentError(OperationError, ValueError):
 
 class FormatError(JaxmetaError, ValueError):
     """A file is missing, truncated, corrupt, empty, or newer than this reader."""
+
+
+class UnreadableFileError(FormatError, OSError):
+    """A file is missing, or cannot be parsed at all."""
+
+
+class ArgumentTypeError(JaxmetaError, TypeError):
+    """An argument is of the wrong kind."""
 
 
 class CheckpointError(JaxmetaError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -175,12 +175,26 @@ class Saver:
     def export_meta_graph(
         self,
         filename: str | os.PathLike[str] | None = None,
-        collection_list: list[str] | None = None,
+        collection_list: Sequence[str] | None = None,
         as_text: bool = False,
+        export_scope: str | None = None,
+        clear_devices: bool = False,
+        clear_extraneous_savers: bool = False,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
     ) -> meta_graph_pb2.MetaGraphDef:
         """Returns the graph with this saver as a MetaGraphDef; see `export_meta_graph`."""
         return meta_graph.export_meta_graph(
-            filename, collection_list, as_text, self.graph, self.as_saver_def()
+            filename,
+            saver_def=self.as_saver_def(),
+            collection_list=collection_list,
+            as_text=as_text,
+            graph=self.graph,
+            export_scope=export_scope,
+            clear_devices=clear_devices,
+            clear_extraneous_savers=clear_extraneous_savers,
+            strip_default_attrs=strip_default_attrs,
+            save_debug_info=save_debug_info,
         )
 
     # --- restoring
@@ -222,14 +236,32 @@ def _request(variable: Variable, sharding: Any = None) -> restoring.Request:
 
 
 def import_meta_graph(
-    meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
+    meta_graph_or_file: meta_graph.MetaGraphOrFile,
+    clear_devices: bool = False,
+    import_scope: str | None = None,
+    **kwargs: Any,
 ) -> Saver:
     """Adds a MetaGraphDef to the default graph and returns a saver for its variables.
+
+    Args:
+        meta_graph_or_file: the MetaGraphDef, or the file that holds it.
+        clear_devices: whether nodes lose their device.
+        import_scope: a scope for all that is imported.
+        **kwargs: input_map, unbound_inputs_col_name, restore_collections_predicate and
+            return_elements, as in `meta_graph.import_scoped_meta_graph`.
 
     Raises:
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
-    return Saver(meta_graph.import_graph(meta_graph_or_file, building.get_default_graph()))
+    target = building.get_default_graph()
+    meta_graph.add_meta_graph(
+        meta_graph_or_file,
+        target,
+        clear_devices=clear_devices,
+        import_scope=import_scope,
+        **kwargs,
+    )
+    return Saver(target)
 
 
 def load(path: str | os.PathLike[str] | None) -> Program:
