@@ -9,8 +9,10 @@
     │  └─ MissingNodeError(AssertionError)
     │                                    a GraphDef lacks a node that was asked for
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
+    │  └─ DtypeError                     TensorFlow has no such type
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
+    ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
@@ -70,8 +72,16 @@ class AttrError(JaxmetaError, ValueError):
     """A node's attr is missing, unknown, or holds the wrong kind of value."""
 
 
+class DtypeError(AttrError):
+    """A dtype has no TensorFlow DataType, or the other way round."""
+
+
 class UnsupportedPrimitiveError(JaxmetaError, NotImplementedError):
     """A traced function holds primitives that have no node form."""
+
+
+class DerivativeError(JaxmetaError, TypeError):
+    """A function is differentiated whose rule did not trace when it was saved."""
 
 
 class UnsupportedOpError(JaxmetaError, NotImplementedError):
