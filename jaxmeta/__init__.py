@@ -26,6 +26,7 @@ from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
+from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jaxmeta.graph import Operation as Operation

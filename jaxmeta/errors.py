@@ -10,6 +10,7 @@
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
+    ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
@@ -48,6 +49,10 @@ class UnsupportedOpError(JaxmetaError, NotImplementedError):
 
 class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
+
+
+class ShardingError(JaxmetaError, ValueError):
+    """A sharding cannot be recorded, or the devices at hand do not have it."""
 
 
 class FormatError(JaxmetaError, ValueError):

@@ -20,6 +20,7 @@ from jaxmeta import (
     errors,
     graph,
     op_defs,
+    shardings,
     signature_nodes,
     trees,
     values,
@@ -390,6 +391,7 @@ def _read_signature(
         if f"_jax_{field}" in attr
     }
     updates = facts.get("updates", ())
+    in_shardings, out_shardings = shardings.signature_from_attrs(attr)
     signature = Signature(
         name=name,
         function_name=facts["function_name"].decode(),
@@ -399,6 +401,8 @@ def _read_signature(
         updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
         train_op=facts.get("train_op", b"").decode(),
         result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+        in_shardings=in_shardings,
+        out_shardings=out_shardings,
     )
     _check_signature(signature, target)
     return signature
@@ -416,6 +420,10 @@ def _check_signature(signature: Signature, target: building.Graph) -> None:
     count = len(list(trees.leaves(signature.arguments)))
     if len(signature.donated) != count:
         bad.append(f"{len(signature.donated)} donation flags for {count} arrays")
+    num_results = len(list(trees.leaves(signature.results)))
+    for side, wanted in ((signature.in_shardings, count), (signature.out_shardings, num_results)):
+        if side and len(side) != wanted:
+            bad.append(f"{len(side)} shardings for {wanted} arrays")
     if bad:
         headline = f"signature {signature.name!r} refers to what is not in the graph:"
         raise errors.FormatError(errors.list_offenders(headline, bad))

@@ -18,7 +18,7 @@ ROWS = (
     ("errors", "_proto", "pausing"),
     ("dtypes", "naming", "op_defs", "ordering"),
     ("values", "xla_attrs", "jaxprs"),
-    ("trees",),
+    ("shardings", "trees"),
     ("specs", "nodes"),
     ("graph",),
     ("ops._not_lowered", "ops._definition"),
