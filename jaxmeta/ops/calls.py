@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta import errors, jaxprs, shardings
+from jaxmeta import binding, eqn_params, errors, jaxprs, shardings
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     JAX_ATTR_PREFIX,
@@ -49,7 +49,7 @@ def lower_jit(
     if compiler_options_kvs:
         raise ctx.unsupported("a jit with compiler options inside the program")
     function = ctx.function(jaxpr, name)
-    way = jaxprs.inline_to_name(inline) or None
+    way = eqn_params.inline_to_name(inline) or None
     return ctx.call(function, *inputs, primitive="jit", name=name, inline=way, **placed)
 
 
@@ -78,7 +78,7 @@ def restore_jit(
     mesh_shape: tuple[int, ...] = (),
     mesh_axis_types: tuple[bytes, ...] = (),
 ) -> Any:
-    options = jaxprs.inline_from_name(inline.decode())
+    options = eqn_params.inline_from_name(inline.decode())
     if mesh_axes:
         mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
         for side, texts in (("in_shardings", in_shardings), ("out_shardings", out_shardings)):
@@ -108,7 +108,7 @@ def lower_remat(
     differentiated: bool,
     policy: Any,
 ) -> list[Edge]:
-    names = jaxprs.policy_to_names(policy)
+    names = eqn_params.policy_to_names(policy)
     if names is None:
         if not differentiated:
             raise ctx.unsupported(f"the checkpoint policy {policy} has no name to record")
@@ -133,12 +133,12 @@ def restore_remat(
     differentiated: bool,
     policy: tuple[bytes, ...] = (),
 ) -> Any:
-    return jaxprs.bind_remat(
+    return binding.bind_remat(
         function,
         inputs,
         prevent_cse=prevent_cse,
         differentiated=differentiated,
-        policy=jaxprs.policy_from_names([name.decode() for name in policy]),
+        policy=eqn_params.policy_from_names([name.decode() for name in policy]),
     )
 
 
@@ -155,7 +155,7 @@ def lower_closed_call(ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any) -> l
 
 @restores("closed_call")
 def restore_closed_call(*inputs: Any, function: Any) -> list[Any]:
-    return jaxprs.bind_closed_call(function, inputs)
+    return binding.bind_closed_call(function, inputs)
 
 
 @lowering("composite")
