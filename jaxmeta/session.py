@@ -19,7 +19,6 @@ from jaxmeta import (
     errors,
     executor,
     fetches,
-    graph,
     inlining,
     naming,
     plans,
