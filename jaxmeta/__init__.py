@@ -20,12 +20,19 @@ from jaxmeta.checkpoint.state import get_checkpoint_state as get_checkpoint_stat
 from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
 from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
 from jaxmeta.errors import AttrError as AttrError
+from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import FeedError as FeedError
+from jaxmeta.errors import FeedTypeError as FeedTypeError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
+from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
+from jaxmeta.errors import OperationError as OperationError
+from jaxmeta.errors import OutOfRangeError as OutOfRangeError
+from jaxmeta.errors import SessionError as SessionError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
 from jaxmeta.graph import Operation as Operation
@@ -37,6 +44,8 @@ from jaxmeta.program import Program as Program
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
 from jaxmeta.saver import load as load
+from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
+from jaxmeta.session import get_default_session as get_default_session
 
 __version__ = "0.1.0"

@@ -13,8 +13,8 @@
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
     ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
     ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
-    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
-    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ OutOfRangeError(EOFError)      a queue is closed and has not enough elements
+    │  ├─ CancelledError(RuntimeError)   a queue or session was closed while it was waited for
     │  ├─ DeadlineExceededError(TimeoutError)
     │  │                                 a run waited longer than it was allowed to
     │  └─ InvalidArgumentError(ValueError)
@@ -71,11 +71,11 @@ class OperationError(JaxmetaError, RuntimeError):
     """An operation failed on the values that it was given."""
 
 
-class OutOfRangeError(OperationError):
+class OutOfRangeError(OperationError, EOFError):
     """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
 
 
-class CancelledError(OperationError):
+class CancelledError(OperationError, RuntimeError):
     """A queue is closed to what was put in, or the session was closed while a run waited."""
 
 

@@ -256,9 +256,7 @@ class _Planner:
             return kernel, kernel.run
         return kernel, self.with_attrs(node, kernel)
 
-    def with_attrs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel
-    ) -> Callable[..., Any]:
+    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
         """Returns a kernel as a function of arrays alone, with the attrs of a node."""
         keywords: dict[str, Any] = {}
         attr = node.attr

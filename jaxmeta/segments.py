@@ -31,9 +31,7 @@ class HostState:
         changes: the values that this run assigned; the session gets them when the run ends.
     """
 
-    def __init__(
-        self, store: VariableStore, resources: Resources, waiting: Waiting
-    ) -> None:
+    def __init__(self, store: VariableStore, resources: Resources, waiting: Waiting) -> None:
         self.resources = resources
         self.waiting = waiting
         self.changes: dict[str, Any] = {}
@@ -168,9 +166,7 @@ def _compile(
             inner[place] = value
         plans.run_steps(part.steps, inner, state)
         outputs = {place: inner[place] for place in part.outputs}
-        constants.update(
-            {place: value for place, value in outputs.items() if not _is_array(value)}
-        )
+        constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
     values = [env[place] for place in given]
@@ -205,7 +201,7 @@ def _split(
     for level, part in parts.items():
         for step in part.steps:
             wanted.update(p for p in step[1] if level_of_place.get(p, level) != level)
-    for level, part in parts.items():
+    for part in parts.values():
         if not part.is_host:
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
@@ -236,7 +232,7 @@ class _Levels:
         )
 
     def place(self, step: plans.Step) -> tuple[int, bool]:
-        """Returns the number of the part of a step whose inputs were placed, and whether on host."""
+        """Returns the number of a step's part, and whether it is on the host; in order only."""
         node = step[5]
         numbers = self._numbers(node)
         is_host = (

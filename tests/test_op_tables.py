@@ -173,8 +173,31 @@ def test_every_kernel_is_exercised_by_an_example_or_a_graph_of_tensorflow():
 
 # --- ops that only TensorFlow writes -------------------------------------------------------------
 
-# Exercised by every test of sessions and signatures.
+# Graphs of TensorFlow's with queues and reference variables: test_queues.py,
+# test_reference_variables.py.
+QUEUE_OPS = {
+    name
+    for kind in ("FIFOQueue", "PaddingFIFOQueue", "RandomShuffleQueue", "QueueClose")
+    for name in (kind, f"{kind}V2")
+} | {
+    f"Queue{what}{version}"
+    for what in ("Enqueue", "EnqueueMany", "Dequeue", "DequeueMany", "DequeueUpTo", "Size")
+    for version in ("", "V2")
+}
+# Exercised by every test of sessions and signatures, and by those of queues and references.
 ELSEWHERE = (
+    *QUEUE_OPS,
+    "Assign",
+    "AssignAdd",
+    "AssignAddVariableOp",
+    "AssignSub",
+    "AssignSubVariableOp",
+    "IdentityN",
+    "IsVariableInitialized",
+    "QueueIsClosed",
+    "QueueIsClosedV2",
+    "Variable",
+    "VariableV2",
     "AssignVariableOp",
     "NoOp",
     "PartitionedCall",
