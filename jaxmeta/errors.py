@@ -21,6 +21,7 @@
     │                                    a value is not one that the operation takes
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
 Each also derives from the built-in exception that Python users would expect there.
@@ -97,6 +98,10 @@ class CheckpointError(JaxmetaError, ValueError):
 
 class CheckpointPathError(JaxmetaError, RuntimeError):
     """A checkpoint has the path of the file that is to list it."""
+
+
+class MissingPackageError(JaxmetaError, ImportError):
+    """What was asked for needs a package that is not installed."""
 
 
 def list_offenders(headline: str, offenders: Iterable[str], advice: str = "") -> str:
