@@ -31,6 +31,7 @@ from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
 from jaxmeta.checkpoint.state import meta_graph_filename as meta_graph_filename
 from jaxmeta.checkpoint.state import remove_checkpoint as remove_checkpoint
 from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
+from jaxmeta.coordinator import Coordinator as Coordinator
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
@@ -53,6 +54,12 @@ from jaxmeta.graph import Variable as Variable
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import read_meta_graph_file as read_meta_graph_file
 from jaxmeta.program import Program as Program
+from jaxmeta.queue_runner import QueueRunner as QueueRunner
+from jaxmeta.queue_runner import add_queue_runner as add_queue_runner
+from jaxmeta.queue_runner import start_queue_runners as start_queue_runners
+from jaxmeta.queues import FIFOQueue as FIFOQueue
+from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
+from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
 from jaxmeta.saver import load as load

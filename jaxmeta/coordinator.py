@@ -107,7 +107,9 @@ class Coordinator:
         """
         with self._lock:
             waited_for = self._registered | set(threads or ())
-        while any(thread.is_alive() for thread in waited_for) and not self.wait_for_stop(_POLL_SECONDS):
+        while any(thread.is_alive() for thread in waited_for) and not self.wait_for_stop(
+            _POLL_SECONDS
+        ):
             pass
         deadline = time.monotonic() + stop_grace_period_secs
         for thread in filter(threading.Thread.is_alive, waited_for):
