@@ -35,17 +35,25 @@ from jaxmeta.collection_registry import GraphKeys as GraphKeys
 from jaxmeta.collection_registry import register_proto_function as register_proto_function
 from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
+from jaxmeta.coordinator import Coordinator as Coordinator
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
+from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import FeedError as FeedError
+from jaxmeta.errors import FeedTypeError as FeedTypeError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
+from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
 from jaxmeta.errors import NameTakenError as NameTakenError
+from jaxmeta.errors import OperationError as OperationError
+from jaxmeta.errors import OutOfRangeError as OutOfRangeError
+from jaxmeta.errors import SessionError as SessionError
 from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
@@ -63,9 +71,17 @@ from jaxmeta.meta_graph import import_scoped_meta_graph as import_scoped_meta_gr
 from jaxmeta.meta_graph import read_meta_graph_file as read_meta_graph_file
 from jaxmeta.meta_graph_file import write_graph as write_graph
 from jaxmeta.program import Program as Program
+from jaxmeta.queue_runner import QueueRunner as QueueRunner
+from jaxmeta.queue_runner import add_queue_runner as add_queue_runner
+from jaxmeta.queue_runner import start_queue_runners as start_queue_runners
+from jaxmeta.queues import FIFOQueue as FIFOQueue
+from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
+from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
 from jaxmeta.saver import load as load
+from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
+from jaxmeta.session import get_default_session as get_default_session
 
 __version__ = "0.1.0"
