@@ -4,6 +4,10 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ GraphTypeError(TypeError)      an operand is of the wrong type
+    │  ├─ UnknownNameError(KeyError)     no such node, tensor or variable
+    │  └─ FinalizedGraphError(RuntimeError)
+    │                                    the graph was finalized
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
@@ -32,6 +36,20 @@ class JaxmetaError(Exception):
 
 class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
+
+
+class GraphTypeError(GraphError, TypeError):
+    """An operand has the wrong type, or a tensor is used as if its value were known."""
+
+
+class UnknownNameError(GraphError, KeyError):
+    """The graph has no node, tensor or variable of that name."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes
+
+
+class FinalizedGraphError(GraphError, RuntimeError):
+    """The graph was finalized and takes no more nodes."""
 
 
 class AttrError(JaxmetaError, ValueError):

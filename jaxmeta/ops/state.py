@@ -36,6 +36,18 @@ def assign_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
     return ()
 
 
+@kernel("AssignAddVariableOp")
+def assign_add_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
+    state.write(resource.name, state.read(resource.name) + value)
+    return ()
+
+
+@kernel("AssignSubVariableOp")
+def assign_sub_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
+    state.write(resource.name, state.read(resource.name) - value)
+    return ()
+
+
 @kernel("VarIsInitializedOp")
 def var_is_initialized(state: Any, resource: Handle) -> bool:
     return resource.name in state.values
