@@ -9,12 +9,13 @@ from typing import Any, Final
 import jax
 
 from jaxmeta import (
-    defaults,
+    default_graphs,
     dtypes,
     elementary,
     errors,
     graph,
     operators,
+    printing,
     shape_inference,
     signature_nodes,
     trees,
@@ -133,9 +134,18 @@ class Graph(graph.GraphBuilder):
         self.signatures[name] = signature
         return signature
 
+    def to_text(self, *, scope: str = "", functions: bool = True, defaults: bool = False) -> str:
+        """Returns the nodes as readable assignments; see `printing.graph_def_to_text`."""
+        return printing.graph_def_to_text(
+            self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
+        )
+
+    def _repr_html_(self) -> str:
+        return printing.graph_to_html(self)
+
     def as_default(self) -> contextlib.AbstractContextManager[Graph]:
         """Makes the graph the default one within a ``with`` block, in this thread."""
-        return defaults.GRAPHS.enter(self)
+        return default_graphs.GRAPHS.enter(self)
 
     # --- what handles ask for
 
@@ -223,12 +233,12 @@ def _variable_leaf(variable: Variable) -> trees.Leaf:
 
 # --- the default graph -------------------------------------------------------------------------
 
-defaults.GRAPHS.make = Graph
+default_graphs.GRAPHS.make = Graph
 
 
 def get_default_graph() -> Graph:
     """Returns the graph of the innermost ``as_default`` block, or the thread's own one."""
-    default: Graph = defaults.GRAPHS.default()
+    default: Graph = default_graphs.GRAPHS.default()
     return default
 
 
@@ -238,6 +248,6 @@ def reset_default_graph() -> None:
     Raises:
         GraphError: within an ``as_default`` block.
     """
-    if defaults.GRAPHS.is_entered:
+    if default_graphs.GRAPHS.is_entered:
         raise errors.GraphError("the default graph cannot be reset inside an as_default block")
-    defaults.GRAPHS.reset()
+    default_graphs.GRAPHS.reset()

@@ -12,18 +12,18 @@ from jaxmeta import (
     dtypes,
     elementary,
     errors,
-    inlining,
     jaxprs,
     naming,
     nodes,
     specs,
+    staging,
     trace,
     values,
 )
 from jaxmeta.graph import GraphBuilder
 from jaxmeta.handles import Tensor, Variable
-from jaxmeta.inlining import NodeIndex, StagedNodes
 from jaxmeta.nodes import Edge
+from jaxmeta.staging import NodeIndex, StagedNodes
 
 
 def call(
@@ -59,9 +59,9 @@ def call(
             for edge, tensor in zip(inputs, tensors, strict=True)
         }
         result_name = scope if scope_name else ""
-        named, added = inlining.inline(target, staged, outputs, refs, result_name, known)
+        named, added = staging.inline(target, staged, outputs, refs, result_name, known)
         # A node that was there already needs none of the functions that another would call.
-        tracing.staged[:] = inlining.called_functions(added, tracing.staged)
+        tracing.staged[:] = staging.called_functions(added, tracing.staged)
         tracing.commit(what)
     specs_out, tree = jax.tree.flatten(result)
     made = [_result(target, ref, spec) for ref, spec in zip(named, specs_out, strict=True)]
@@ -136,7 +136,7 @@ def _stage(
     outputs = _lower(lowerer, opened, constants, inputs)
     if not tracing.offenders:
         live = staged.live_nodes(outputs)
-        tracing.staged[:] = inlining.merge_functions(target, staged, live, tracing.staged)
+        tracing.staged[:] = staging.merge_functions(target, staged, live, tracing.staged)
     else:
         tracing.commit(what)  # raises
     return tracing, staged, inputs, outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmeta import errors, naming, op_defs, values
+from jaxmeta import errors, naming, nodes, op_defs, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.handles import Operation, Tensor, Variable
 from jaxmeta.nodes import NodeContainer
@@ -24,11 +24,11 @@ class ElementContainer(NodeContainer):
         """Returns a node by name.
 
         Raises:
-            UnknownNameError: there is none.
+            MissingNameError: there is none.
         """
         node = self._nodes.get(name)
         if node is None:
-            raise errors.UnknownNameError(f"the graph has no node named {name!r}")
+            raise errors.MissingNameError(f"the graph has no node named {name!r}")
         return node
 
     def output_numbers(self, name: str) -> list[int]:
@@ -51,12 +51,7 @@ class ElementContainer(NodeContainer):
         known = self._shapes.get(f"{name}:{index}")
         if known is not None:
             return known
-        attr = self.node(name).attr
-        if "_output_shapes" in attr and index < len(attr["_output_shapes"].list.shape):
-            return values.shape_from_proto(attr["_output_shapes"].list.shape[index])
-        if "shape" in attr and attr["shape"].HasField("shape"):
-            return values.shape_from_proto(attr["shape"].shape)
-        return None
+        return nodes.recorded_shape(self.node(name), index)
 
     def node_attr(self, name: str, attr_name: str) -> Any:
         """Returns the value of a node's attr, or the default of its op.
@@ -94,7 +89,7 @@ class ElementContainer(NodeContainer):
         """Returns an operation by its name.
 
         Raises:
-            UnknownNameError: there is none of that name.
+            MissingNameError: there is none of that name.
             GraphError: it is the name of a tensor.
             GraphTypeError: it is not a string.
         """
@@ -107,7 +102,7 @@ class ElementContainer(NodeContainer):
         """Returns a tensor by its name, ``node:0``.
 
         Raises:
-            UnknownNameError: there is no such node or output.
+            MissingNameError: there is no such node or output.
             GraphError: the name has no ``:index``.
             GraphTypeError: it is not a string.
         """
@@ -119,7 +114,7 @@ class ElementContainer(NodeContainer):
             )
         count = len(self.output_numbers(parsed.node))
         if not 0 <= parsed.position < count:
-            raise errors.UnknownNameError(f"{name!r}: the operation has {count} outputs")
+            raise errors.MissingNameError(f"{name!r}: the operation has {count} outputs")
         return Tensor(self, parsed.node, parsed.position)
 
     def as_graph_element(
@@ -130,7 +125,7 @@ class ElementContainer(NodeContainer):
         A variable stands for the tensor that reads it.
 
         Raises:
-            UnknownNameError: there is none of that name.
+            MissingNameError: there is none of that name.
             GraphError: it belongs to another graph, or the name is malformed.
             GraphTypeError: it is neither a handle nor a name, or of a kind that is not allowed.
         """

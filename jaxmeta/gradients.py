@@ -16,8 +16,8 @@ from jaxmeta import calling, dtypes, elementary, errors, executor, naming, order
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graph import GraphBuilder
 from jaxmeta.handles import Tensor, Variable
-from jaxmeta.inlining import NodeIndex
 from jaxmeta.ops import _definition
+from jaxmeta.staging import NodeIndex
 
 _STOPS: Final = frozenset(("StopGradient", "PreventGradient"))  # derivatives do not pass these
 

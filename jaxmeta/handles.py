@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxmeta import defaults, dtypes, errors, naming, values
+from jaxmeta import default_graphs, default_sessions, dtypes, errors, naming, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 
 
@@ -193,20 +193,10 @@ class Tensor(Operators):
 
     def eval(self, feed_dict: Mapping[Any, Any] | None = None, session: Any = None) -> Any:
         """Returns its value in a session, the default session where None."""
-        return _session(session).run(self, feed_dict)
+        return default_sessions.session_for(self.graph, session, "eval()").run(self, feed_dict)
 
     def __repr__(self) -> str:
         return f"<jaxmeta.Tensor '{self.name}' shape={self.shape} dtype={self.dtype}>"
-
-
-def _session(session: Any) -> Any:
-    found = session if session is not None else defaults.SESSIONS.default()
-    if found is None:
-        raise errors.GraphError(
-            "there is no default session: pass one as 'session', or enter one with "
-            "'with jm.Session():'"
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -254,7 +244,7 @@ class Operation:
 
     def run(self, feed_dict: Mapping[Any, Any] | None = None, session: Any = None) -> None:
         """Runs it in a session, the default session where None."""
-        _session(session).run(self, feed_dict)
+        default_sessions.session_for(self.graph, session, "run()").run(self, feed_dict)
 
     def __repr__(self) -> str:
         return f"<jaxmeta.Operation '{self.name}' type={self.type}>"
@@ -346,7 +336,7 @@ class Variable(Operators):
         save_slice_info: SaveSliceInfo | None = None,
     ) -> None:
         del validate_shape
-        defaults.GRAPHS.default().create_variable(
+        default_graphs.GRAPHS.default().create_variable(
             self,
             initial_value,
             trainable=trainable is None or trainable,
@@ -475,12 +465,13 @@ class Variable(Operators):
 
     def eval(self, session: Any = None) -> Any:
         """Returns its value in a session, the default session where None."""
-        return _session(session).run(self)
+        return default_sessions.session_for(self.graph, session, "eval()").run(self)
 
     def load(self, value: Any, session: Any = None) -> None:
         """Gives it a value in a session, the default session where None."""
         value_input = self.initializer.inputs[-1]
-        _session(session).run(self.initializer, {value_input: np.asarray(value, self.dtype)})
+        chosen = default_sessions.session_for(self.graph, session, "load()")
+        chosen.run(self.initializer, {value_input: np.asarray(value, self.dtype)})
 
     def to_proto(self, export_scope: str | None = None) -> meta_graph_pb2.VariableDef | None:
         """Returns its VariableDef, with names below a scope; None where it is not below it."""
@@ -512,7 +503,8 @@ class Variable(Operators):
             GraphError: its node is not in the graph.
             FormatError: it has no static shape.
         """
-        found: Variable = defaults.GRAPHS.default().variable_from_proto(variable_def, import_scope)
+        target = default_graphs.GRAPHS.default()
+        found: Variable = target.variable_from_proto(variable_def, import_scope)
         return found
 
     def __repr__(self) -> str:

@@ -1,257 +1,222 @@
-"""Putting the nodes of a function's body into a graph, one by one."""
+"""Names inside the functions that a graph calls, and the calls replaced by what they run.
+
+``train_step/Dense_0/MatMul:0`` is output 0 of the node ``Dense_0/MatMul`` in the body of the
+function that the node ``train_step`` calls; where that node is a call itself, its name may be
+followed by one in turn. To fetch or feed what lies inside, the graph's node is replaced by the
+nodes of the function, under such names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from jaxmeta import nodes, op_defs
+import numpy as np
+
+from jaxmeta import dtypes, errors, graph, naming, op_defs, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graph import GraphBuilder
-from jaxmeta.nodes import Edge
-from jaxmeta.ops import _definition
 
-# Primitives that call a function of the user's: its name tells more than theirs.
-_CALLING_PRIMITIVES: Final = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat")
+_CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_FUNCTION_ATTR: Final = "f"
+_Nodes = Mapping[str, graph_pb2.NodeDef]
 
 
-class StagedNodes(nodes.FunctionBody):
-    """A body whose nodes will be those of a graph, once it is complete.
+@dataclasses.dataclass(frozen=True, slots=True)
+class InnerTensor:
+    """An output of a node in the body of a function that a graph calls.
 
     Attributes:
-        wanted_names: of each node, its name before it was made unique in the body.
-        edges: all the outputs of its nodes; their shapes become known while a jaxpr is lowered.
+        name: its name from the graph: ``train_step/Dense_0/MatMul:0``.
+        number: its DataType number.
+        shape: its static shape where the node records it, else None.
     """
 
-    def __init__(self, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
-        super().__init__("staged", library)
-        self.wanted_names: dict[str, str] = {}
-        self.edges: dict[str, Edge] = {}
-
-    def add_node(
-        self,
-        op: str,
-        inputs: Sequence[Any],
-        attrs: Mapping[str, Any],
-        name: str | None = None,
-        control_inputs: Sequence[str] = (),
-    ) -> list[Edge]:
-        """Adds a node; see `NodeContainer.add_node`. A call has the name of its function."""
-        wanted = name or op
-        primitive = attrs.get(_definition.PRIMITIVE_ATTR)
-        if op in self._library and primitive in _CALLING_PRIMITIVES:
-            wanted = wanted.removesuffix(primitive) + op
-        made = super().add_node(op, inputs, attrs, wanted, control_inputs)
-        self.wanted_names[self.last_node_name] = wanted
-        self.edges.update((edge.ref, edge) for edge in made)
-        return made
+    name: str
+    number: int
+    shape: values.Shape | None
 
     @property
-    def library(self) -> Mapping[str, graph_pb2.FunctionDef]:
-        """The functions that its nodes may call."""
-        return self._library
-
-    def live_nodes(self, outputs: Sequence[Edge]) -> list[graph_pb2.NodeDef]:
-        """Returns the nodes that the outputs depend on, in their order."""
-        wanted = {edge.ref.split(":", 1)[0] for edge in outputs}
-        live = []
-        for node in reversed(self._nodes.values()):
-            if node.name in wanted:
-                wanted.update(ref.split(":", 1)[0] for ref in node.input)
-                live.append(node)
-        return live[::-1]
+    def dtype(self) -> np.dtype[Any]:
+        """Its dtype."""
+        return dtypes.dtype_from_number(self.number)
 
 
-class NodeIndex:
-    """Nodes of a graph by what they compute, so that none is added twice.
+def find_tensor(target: graph.GraphBuilder, name: str) -> InnerTensor | None:
+    """Returns the tensor of a name inside a function that the graph calls, or None.
 
-    Example:
-        >>> graph = GraphBuilder()
-        >>> (x,) = graph.add_node("Placeholder", [], {"dtype": 1}, "x")
-        >>> (y,) = graph.add_node("Tanh", [x], {}, "y")
-        >>> index = NodeIndex(graph, ["y"])
-        >>> index.find(graph.nodes["y"], ["x"])
-        'y'
+    Raises:
+        GraphError: the name leads into the body of a loop or branch, or the node has no such
+            output.
     """
-
-    def __init__(self, target: GraphBuilder, names: Sequence[str]) -> None:
-        self._names: dict[Any, str] = {}
-        for name in names:
-            node = target.nodes[name]
-            if not (op_defs.has_op(node.op) and op_defs.is_stateful(node.op)):
-                self.add(node)
-
-    def add(self, node: graph_pb2.NodeDef) -> None:
-        """Makes a node known."""
-        data = [ref for ref in node.input if ref[0] != "^"]
-        self._names.setdefault(self._key(node, data), node.name)
-
-    def find(self, node: graph_pb2.NodeDef, inputs: Sequence[str]) -> str | None:
-        """Returns the name of a node that does the same with the same inputs, or None."""
-        return self._names.get(self._key(node, inputs))
-
-    def _key(self, node: graph_pb2.NodeDef, inputs: Sequence[str]) -> Any:
-        op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None
-        attrs = tuple(
-            (name, node.attr[name].SerializeToString(deterministic=True))
-            for name in sorted(node.attr)
-            if name != nodes.KEY_IMPL_ATTR
-            and not _is_rule(name, node.attr[name])
-            and (op_def is None or op_defs.attr_default(op_def, name) != node.attr[name])
-        )
-        return node.op, tuple(ref.removesuffix(":0") for ref in inputs), attrs
+    if ":" not in name:
+        return None
+    parsed = naming.parse_tensor_name(name)
+    node = _find(target, parsed.node)
+    if node is None:
+        return None
+    numbers = op_defs.output_dtypes(_op_def(target, node), node)
+    if parsed.argument is not None or not 0 <= parsed.position < len(numbers):
+        raise errors.GraphError(f"{name!r}: the operation has {len(numbers)} outputs")
+    attr = node.attr
+    shape = None
+    if "_output_shapes" in attr and parsed.position < len(attr["_output_shapes"].list.shape):
+        shape = values.shape_from_proto(attr["_output_shapes"].list.shape[parsed.position])
+    return InnerTensor(name, numbers[parsed.position], shape)
 
 
-def _is_rule(name: str, value: graph_pb2.AttrValue) -> bool:
-    """Returns whether an attr holds a derivative rule, which does not change what a node gives."""
-    return name.startswith(_definition.JAX_ATTR_PREFIX) and _names_functions(value)
+def find_operation(target: graph.GraphBuilder, name: str) -> str | None:
+    """Returns the name of an operation inside a function that the graph calls, or None.
+
+    Raises:
+        GraphError: the name leads into the body of a loop or branch.
+    """
+    return name if _find(target, name) is not None else None
 
 
-def inline(
-    target: GraphBuilder,
-    staged: StagedNodes,
-    outputs: Sequence[Edge],
-    arguments: Mapping[str, str],
-    result_name: str = "",
-    known: NodeIndex | None = None,
-) -> tuple[list[str], list[graph_pb2.NodeDef]]:
-    """Adds the nodes that outputs depend on to a graph.
+def inline_calls(target: graph.GraphBuilder, names: Iterable[str]) -> _Nodes:
+    """Returns the graph's nodes, with those calls replaced that some of the names lie inside.
 
     Args:
         target: the graph.
-        staged: the body.
-        outputs: edges of it.
-        arguments: for each argument of the body the tensor that it stands for.
-        result_name: a scope whose name the node takes that gives the only output, or empty.
-        known: nodes to take instead of adding others that do the same; new ones are added to it.
-
-    Returns:
-        The outputs' names in the graph, and the nodes that were added.
+        names: of tensors and operations; those that are the graph's own change nothing.
     """
-    added = []
-    refs = dict(arguments)
-    live = staged.live_nodes(outputs)
-    result = outputs[0].ref.split(":", 1)[0] if result_name and len(outputs) == 1 else ""
-    for node in live:
-        inputs = [refs[ref] for ref in node.input]
-        name = known.find(node, inputs) if known is not None else None
-        if name is None:
-            wanted = result_name if node.name == result else staged.wanted_names[node.name]
-            # JAX's name stack says "transpose", which is this scope as well.
-            wanted = wanted.removeprefix("gradients/") if target.scope else wanted
-            copied = target.add_node_copy(node, inputs, wanted)
-            name = copied.name
-            added.append(copied)
-            if known is not None:
-                known.add(copied)
-        refs.update(_output_refs(target, staged, node, name))
-    names = [refs[edge.ref] for edge in outputs]
-    if result_name and len(names) == 1 and names[0] != result_name[:-1]:
-        (edge,) = target.add_node("Identity", [Edge(names[0], outputs[0].number)], {}, result_name)
-        names = [edge.ref]
-    for name, edge in zip(names, outputs, strict=True):
-        _record(target, name, edge)
-    return names, added
+    nodes: _Nodes = target.nodes
+    added: dict[str, graph_pb2.NodeDef] = {}
+    for name in names:
+        node_name = name.split(":")[0]
+        while node_name not in added and node_name not in nodes:
+            call = _innermost_call(target, collections.ChainMap(added, dict_view(nodes)), node_name)
+            if call is None:
+                break
+            added.update(_inlined(target, call))
+    return collections.ChainMap(added, dict_view(nodes)) if added else nodes
 
 
-def _output_refs(
-    target: GraphBuilder, staged: StagedNodes, node: graph_pb2.NodeDef, name: str
-) -> dict[str, str]:
-    """Returns the names in the graph of a node's outputs, by their names in the body."""
-    function = staged.library.get(node.op)
-    op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
-    refs: dict[str, str] = {}
-    for argument, count in op_defs.output_names(op_def, node):
-        for offset in range(count):
-            ref = f"{node.name}:{argument}:{offset}"
-            refs[ref] = f"{name}:{len(refs)}" if refs else name
-            if ref in staged.edges:
-                _record(target, refs[ref], staged.edges[ref])
-    return refs
+def dict_view(nodes: _Nodes) -> Any:
+    """Returns a mapping as what `collections.ChainMap` is declared to take."""
+    return nodes
 
 
-def _record(target: GraphBuilder, name: str, edge: Edge) -> None:
-    if edge.shape is not None:
-        sizes = tuple(size if isinstance(size, int) else None for size in edge.shape)
-        target.record_shape(name if ":" in name else f"{name}:0", sizes)
+# --- finding -----------------------------------------------------------------------------------
 
 
-# --- the functions that the nodes call ---------------------------------------------------------
-
-
-def merge_functions(
-    target: GraphBuilder,
-    staged: StagedNodes,
-    live: Sequence[graph_pb2.NodeDef],
-    functions: Sequence[graph_pb2.FunctionDef],
-) -> list[graph_pb2.FunctionDef]:
-    """Returns the functions that the graph's library does not hold yet.
-
-    A function that is there under another name is called by that name from now on.
-    """
-    by_content = {_content(function): name for name, function in target.functions.items()}
-    renamed: dict[str, str] = {}
-    kept = []
-    for function in functions:
-        for node in function.node_def:
-            _rename_calls(node, renamed)
-        known = by_content.get(_content(function))
-        if known is not None:
-            renamed[function.signature.name] = known
+def _find(target: graph.GraphBuilder, name: str) -> graph_pb2.NodeDef | None:
+    """Returns the node of a name that lies inside a call of the graph, or None."""
+    nodes: _Nodes = target.nodes
+    rest = name
+    while rest not in nodes:
+        for prefix, inner in _prefixes(rest):
+            node = nodes.get(prefix)
+            if node is not None:
+                break
         else:
-            by_content[_content(function)] = function.signature.name
-            kept.append(function)
-    for node in live:
-        if node.op in renamed:
-            wanted = staged.wanted_names[node.name]
-            prefix = wanted.removesuffix(node.op)
-            if prefix != wanted:
-                staged.wanted_names[node.name] = prefix + renamed[node.op]
-        _rename_calls(node, renamed)
-    return kept
+            return None
+        function = _called_function(target, node)
+        if function is None:
+            _refuse_repeated_bodies(node, name)
+            return None
+        nodes = {node.name: node for node in function.node_def}
+        rest = inner
+    return nodes[rest] if nodes is not target.nodes else None
 
 
-def _content(function: graph_pb2.FunctionDef) -> bytes:
-    """Returns all of a function but its name."""
-    copied = graph_pb2.FunctionDef()
-    copied.CopyFrom(function)
-    copied.signature.name = ""
-    return copied.SerializeToString(deterministic=True)
+def _prefixes(name: str) -> Iterator[tuple[str, str]]:
+    """Yields (first parts, the others) of a name, the longest first parts first."""
+    end = name.rfind("/")
+    while end > 0:
+        yield name[:end], name[end + 1 :]
+        end = name.rfind("/", 0, end)
 
 
-def _rename_calls(node: graph_pb2.NodeDef, renamed: Mapping[str, str]) -> None:
-    if not renamed:
-        return
-    node.op = renamed.get(node.op, node.op)
-    for value in node.attr.values():
-        for function in (value.func, *value.list.func) if _names_functions(value) else ():
-            function.name = renamed.get(function.name, function.name)
+def _called_function(
+    target: graph.GraphBuilder, node: graph_pb2.NodeDef
+) -> graph_pb2.FunctionDef | None:
+    """Returns the function that a node calls once, or None."""
+    if node.op in _CALLS:
+        return target.functions.get(node.attr[_FUNCTION_ATTR].func.name)
+    return target.functions.get(node.op)
 
 
-def _names_functions(value: graph_pb2.AttrValue) -> bool:
-    return value.WhichOneof("value") == "func" or bool(value.list.func)
+def _refuse_repeated_bodies(node: graph_pb2.NodeDef, name: str) -> None:
+    bodies = [
+        attr
+        for attr, value in node.attr.items()
+        if not attr.startswith("_") and (value.HasField("func") or len(value.list.func))
+    ]
+    if bodies:
+        raise errors.GraphError(
+            f"{name!r} lies inside {node.name!r} ({node.op}), whose functions "
+            f"({', '.join(sorted(bodies))}) run any number of times: there is not one value to "
+            f"fetch or feed. Fetch what the node returns: {node.name + ':0'!r}"
+        )
 
 
-def called_functions(
-    live: Sequence[graph_pb2.NodeDef], functions: Sequence[graph_pb2.FunctionDef]
-) -> list[graph_pb2.FunctionDef]:
-    """Returns those of the functions that nodes name, or the functions that these name."""
-    by_name = {function.signature.name: function for function in functions}
-    found: set[str] = set()
-    pending = list(live)
-    while pending:
-        for name in _names_in(pending.pop()):
-            if name in by_name and name not in found:
-                found.add(name)
-                pending.extend(by_name[name].node_def)
-    return [function for function in functions if function.signature.name in found]
+# --- replacing ---------------------------------------------------------------------------------
 
 
-def _names_in(node: graph_pb2.NodeDef) -> list[str]:
-    """Returns what in a node may be the name of a function; links back are strings."""
-    names = [node.op]
-    for value in node.attr.values():
-        names.append(value.func.name)
-        names.extend(function.name for function in value.list.func)
-        names.extend(text.decode(errors="replace") for text in (value.s, *value.list.s))
-    return names
+def _innermost_call(
+    target: graph.GraphBuilder, nodes: _Nodes, name: str
+) -> graph_pb2.NodeDef | None:
+    for prefix, _ in _prefixes(name):
+        node = nodes.get(prefix)
+        if node is not None:
+            return node if _called_function(target, node) is not None else None
+    return None
+
+
+def _inlined(target: graph.GraphBuilder, call: graph_pb2.NodeDef) -> dict[str, graph_pb2.NodeDef]:
+    """Returns the nodes of a called function under the call's name, and one in the call's place."""
+    function = _called_function(target, call)
+    assert function is not None
+    data = [ref for ref in call.input if not ref.startswith("^")]
+    control = [ref for ref in call.input if ref.startswith("^")]
+    arguments = dict(zip((a.name for a in function.signature.input_arg), data, strict=True))
+    body = {node.name: node for node in function.node_def}
+
+    def outer(ref: str) -> str:
+        """Returns what an input of the function's body is called in the graph."""
+        parsed = naming.parse_tensor_name(ref)
+        if parsed.is_control:
+            return f"^{call.name}/{parsed.node}" if parsed.node in body else ""
+        if parsed.node in arguments:
+            return arguments[parsed.node]
+        node = body[parsed.node]
+        index = parsed.position
+        if parsed.argument is not None:
+            op_def = _op_def(target, node)
+            index = op_defs.output_index(op_def, node, parsed.argument, parsed.position)
+        return f"{call.name}/{parsed.node}:{index}" if index else f"{call.name}/{parsed.node}"
+
+    nodes = {}
+    for node in function.node_def:
+        made = graph_pb2.NodeDef()
+        made.CopyFrom(node)
+        made.name = f"{call.name}/{node.name}"
+        del made.input[:]
+        made.input.extend(filter(None, map(outer, node.input)))
+        made.input.extend(control)
+        nodes[made.name] = made
+    nodes[call.name] = _results(function, call, outer, control)
+    return nodes
+
+
+def _results(
+    function: graph_pb2.FunctionDef, call: graph_pb2.NodeDef, outer: Any, control: list[str]
+) -> graph_pb2.NodeDef:
+    """Returns the node that gives what the call gave, under the call's name."""
+    outputs = function.signature.output_arg
+    made = graph_pb2.NodeDef(name=call.name, op="IdentityN")
+    made.input.extend(outer(function.ret[argument.name]) for argument in outputs)
+    made.input.extend(f"^{call.name}/{name}" for name in function.control_ret.values())
+    made.input.extend(control)
+    attr = graph_pb2.AttrValue()
+    attr.list.type.extend(argument.type for argument in outputs)
+    made.attr["T"].CopyFrom(attr)
+    return made
+
+
+def _op_def(target: graph.GraphBuilder, node: graph_pb2.NodeDef) -> graph_pb2.OpDef:
+    function = target.functions.get(node.op)
+    return function.signature if function is not None else op_defs.get_op_def(node.op)

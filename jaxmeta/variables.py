@@ -257,7 +257,7 @@ def variable_from_proto(
 
     Raises:
         FormatError: the variable has no static shape.
-        UnknownNameError: its node is not in the graph.
+        MissingNameError: its node is not in the graph.
     """
     prefix = f"{import_scope.rstrip('/')}/" if import_scope else ""
 
@@ -265,7 +265,9 @@ def variable_from_proto(
         return prefix + name if name else ""
 
     op_name = scoped(proto.variable_name.split(":")[0])
-    attr = target.node(op_name).attr
+    if op_name not in target.nodes:
+        raise errors.MissingNameError(f"the variable {op_name!r} has no node in the graph")
+    attr = target.nodes[op_name].attr
     shape = values.shape_from_proto(attr["shape"].shape) if "shape" in attr else None
     if shape is None or None in shape:
         raise errors.FormatError(f"the variable {op_name!r} has no static shape")

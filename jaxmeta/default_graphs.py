@@ -1,4 +1,4 @@
-"""Stacks of defaults, one for each thread: the graph that is built, the session that runs."""
+"""Defaults of each thread: the graph that is built."""
 
 from __future__ import annotations
 
@@ -63,4 +63,3 @@ class DefaultStack:
 
 
 GRAPHS: Final = DefaultStack()
-SESSIONS: Final = DefaultStack()
