@@ -67,6 +67,7 @@ from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
 from jaxmeta.errors import NameTakenError as NameTakenError
+from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError

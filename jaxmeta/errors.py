@@ -20,6 +20,7 @@
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
+    ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
     ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
     ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
     │  ├─ OutOfRangeError                a queue is closed and has not enough elements
@@ -101,6 +102,10 @@ class UnsupportedOpError(JaxmetaError, NotImplementedError):
 
 class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
+
+
+class ShardingError(JaxmetaError, ValueError):
+    """A sharding cannot be recorded, or the devices at hand do not have it."""
 
 
 class FeedTypeError(FeedError, TypeError):

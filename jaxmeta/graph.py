@@ -16,7 +16,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import errors, jaxprs, naming, nodes, op_defs, specs, trees, values
+from jaxmeta import errors, jaxprs, naming, nodes, op_defs, shardings, specs, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.control_dependencies import ControlDependencies
 from jaxmeta.elements import ElementContainer
@@ -47,6 +47,8 @@ class Signature:
         train_op: the operation that runs it and assigns, or empty.
         result_key_impls: for each leaf of the results, the PRNG implementation where it is a typed
             key, else empty; no entries where none is.
+        in_shardings, out_shardings: for each leaf of the arguments and of the results, the
+            sharding that `jax.jit` was given, or None; no entries where it was given none.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Signature:
     updates: tuple[tuple[int, int], ...] = ()
     train_op: str = ""
     result_key_impls: tuple[str, ...] = ()
+    in_shardings: tuple[shardings.Recorded | None, ...] = ()
+    out_shardings: tuple[shardings.Recorded | None, ...] = ()
 
 
 def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
@@ -99,6 +103,8 @@ class GraphBuilder(ElementContainer):
         """Arrays that traced functions closed over, by the name of the variable that holds them."""
         self.captured: dict[str, Any] = {}
         """The same as the functions hold them: typed keys as keys."""
+        self.traced_shardings: dict[str, Any] = {}
+        """The shardings of this process's arrays, by the variable that was made for them."""
 
     # --- names and scopes
 
@@ -292,6 +298,10 @@ class GraphBuilder(ElementContainer):
         is_weak = jaxprs.is_weak(leaf)
         if is_weak:
             attrs[nodes.WEAK_TYPE_ATTR] = True
+        sharding = shardings.of_array(leaf)
+        if sharding is not None:
+            attrs.update(shardings.sharding_to_attrs(sharding))
+            self.traced_shardings[op_name] = leaf.sharding
         (handle,) = self._add_absolute("VarHandleOp", [], attrs, op_name)
         zeros = values.splat_to_proto(np.zeros((), dtype), aval.shape)
         (initial,) = self._add_absolute(

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxmeta import default_graphs, default_sessions, dtypes, errors, naming, values
+from jaxmeta import default_graphs, default_sessions, dtypes, errors, naming, shardings, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 
 
@@ -391,6 +391,11 @@ class Variable(Operators):
     def name(self) -> str:
         """The name of the handle's tensor, as TensorFlow spells a variable: ``w:0``."""
         return f"{self.op_name}:0"
+
+    @property
+    def sharding(self) -> shardings.Recorded | None:
+        """How its value was spread over devices, by the names of their mesh's axes, or None."""
+        return shardings.sharding_from_attrs(self.graph.node(self.op_name).attr)
 
     @property
     def op(self) -> Operation:

@@ -18,9 +18,10 @@ ROWS = (
     ("errors", "_proto", "pausing", "control_dependencies", "default_graphs"),
     ("default_sessions", "queue_resources", "variable_store"),
     ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
-    ("values", "xla_attrs", "jaxprs", "eqn_params", "function_library", "graph_transforms"),
+    ("values", "xla_attrs", "jaxprs", "eqn_params"),
+    ("function_library", "graph_transforms"),
     ("binding", "control_flow_contexts"),
-    ("trees",),
+    ("shardings", "trees"),
     ("specs", "nodes", "handles"),
     ("elements",),
     ("graph",),
@@ -65,6 +66,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
+assert len(ROW_OF) == sum(map(len, ROWS)), "a module stands in two rows"
 # What a checkpoint knows: names and arrays, no graphs.
 CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
