@@ -4,6 +4,9 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ GraphTypeError(TypeError)      an operand is of the wrong type
+    │  ├─ FinalizedGraphError(RuntimeError)
+    │  │                                 the graph was finalized
     │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
     │  ├─ NameTakenError(KeyError)       a name that must be new is taken
     │  └─ MissingNodeError(AssertionError)
@@ -51,6 +54,14 @@ class JaxmetaError(Exception):
 
 class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
+
+
+class GraphTypeError(GraphError, TypeError):
+    """An operand has the wrong type, or a tensor is used as if its value were known."""
+
+
+class FinalizedGraphError(GraphError, RuntimeError):
+    """The graph was finalized and takes no more nodes."""
 
 
 class MissingNameError(GraphError, KeyError):

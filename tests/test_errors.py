@@ -584,7 +584,7 @@ def test_missing_feed(session):
 
 
 def test_unknown_fetch(session):
-    with raises(errors.GraphError, "the graph has no node named 'nope'"):
+    with raises(errors.MissingNameError, "the graph has no node named 'nope'"):
         session.run("nope:0", FEEDS)
 
 
