@@ -63,13 +63,11 @@ from jaxmeta.errors import CheckpointPathError as CheckpointPathError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FeedTypeError as FeedTypeError
-from jaxmeta.errors import FormatError as FormatError
-from jaxmeta.errors import GraphError as GraphError
-from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import FinalizedGraphError as FinalizedGraphError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
 from jaxmeta.errors import GraphTypeError as GraphTypeError
+from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
