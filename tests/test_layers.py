@@ -36,7 +36,7 @@ ROWS = (
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
     ("checkpoint.orbax",),
     ("checkpoint",),
-    ("meta_graph_file", "graph_def_checks"),
+    ("meta_graph_file", "graph_def_checks", "input_maps"),
     ("collection_defs", "signature_defs", "graph_def_import"),
     ("meta_graph_import",),
     ("meta_graph_export",),
