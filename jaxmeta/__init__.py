@@ -37,6 +37,9 @@ from jaxmeta.errors import NameTakenError as NameTakenError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxmeta.freezing import (
+    convert_variables_to_constants as convert_variables_to_constants,
+)
 from jaxmeta.graph import Operation as Operation
 from jaxmeta.graph import Tensor as Tensor
 from jaxmeta.graph import Variable as Variable

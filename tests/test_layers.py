@@ -38,7 +38,7 @@ ROWS = (
     ("checkpoint",),
     ("meta_graph_file", "graph_def_checks", "input_maps"),
     ("collection_defs", "signature_defs", "graph_def_import"),
-    ("meta_graph_import",),
+    ("meta_graph_import", "freezing"),
     ("meta_graph_export",),
     ("meta_graph",),
     ("session",),
