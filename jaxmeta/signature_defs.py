@@ -13,7 +13,7 @@ from jaxmeta import errors, graph, renaming, signature_nodes, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.graph import Signature
 
-_TREE_PREFIX: Final = "jaxmeta/variables/"
+TREE_PREFIX: Final = "jaxmeta/variables/"
 _METHOD_PREFIX: Final = "jaxmeta/"
 _FACTS: Final = ("function_name", "donated", "updates", "train_op", "result_key_impls")
 
@@ -84,7 +84,7 @@ def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> 
     recorded = meta_graph.object_graph_def.concrete_functions
     for scope, tree in entries.state_trees.items():
         trees.check_depth(tree, "the state")
-        recorded[_TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
+        recorded[TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
     for name, signature in entries.signatures.items():
         trees.check_depth(signature.arguments, f"what signature {name!r} takes")
         trees.check_depth(signature.results, f"what signature {name!r} returns")
@@ -168,8 +168,8 @@ class EntryReader:
             if node.op == "PartitionedCall" and signature_nodes.SIGNATURE_ATTR in node.attr
         }
         for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
-            if name.startswith(_TREE_PREFIX):
-                self._read_state(name.removeprefix(_TREE_PREFIX), concrete)
+            if name.startswith(TREE_PREFIX):
+                self._read_state(name.removeprefix(TREE_PREFIX), concrete)
             elif name in calls:
                 self._read_signature(name, calls[name], concrete)
             elif is_complete:
