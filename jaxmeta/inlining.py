@@ -166,9 +166,7 @@ def _innermost_call(
     return None
 
 
-def _inlined(
-    target: graph.GraphBuilder, call: graph_pb2.NodeDef
-) -> dict[str, graph_pb2.NodeDef]:
+def _inlined(target: graph.GraphBuilder, call: graph_pb2.NodeDef) -> dict[str, graph_pb2.NodeDef]:
     """Returns the nodes of a called function under the call's name, and one in the call's place."""
     function = _called_function(target, call)
     assert function is not None

@@ -55,6 +55,8 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     if not isinstance(atom, jax_core.Literal):
         return None
     aval: Any = atom.aval
+    if is_float0(aval.dtype):
+        return np.zeros(aval.shape, np.bool_)
     return np.asarray(atom.val, dtype=aval.dtype)
 
 
@@ -66,6 +68,11 @@ def is_drop_var(var: Any) -> bool:
 def is_key_dtype(dtype: Any) -> bool:
     """Returns whether a dtype is that of typed PRNG keys."""
     return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_float0(dtype: Any) -> bool:
+    """Returns whether a dtype is that of the tangents of integers, which hold nothing."""
+    return bool(dtype == jax.dtypes.float0)
 
 
 @functools.cache
@@ -82,7 +89,12 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data."""
+    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data.
+
+    Tangents of integers are bools, as XLA has them.
+    """
+    if is_float0(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, np.bool_)
     if is_key_dtype(aval.dtype):
         _, data_shape = key_layout(aval.dtype)
         return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
@@ -237,6 +249,16 @@ def jit_shardings(
 def is_unspecified(sharding: Any) -> bool:
     """Returns whether a sharding of jit was left to the compiler."""
     return type(sharding).__name__ == "UnspecifiedValue"
+
+
+def takes_literals(eqn: Eqn) -> bool:
+    """Returns whether an operand of an eqn is a literal."""
+    return any(isinstance(atom, jax_core.Literal) for atom in eqn.invars)
+
+
+def holds_tracers(jaxpr: Jaxpr) -> bool:
+    """Returns whether a jaxpr closes over values of a trace that has ended."""
+    return any(isinstance(value, jax.core.Tracer) for value in jaxpr_constants(jaxpr))
 
 
 def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[Any]]:

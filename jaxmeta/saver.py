@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,8 +23,9 @@ from jaxmeta import (
     values,
 )
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.checkpoint import atomic, retention, state
+from jaxmeta.checkpoint import atomic, restoring, retention, slices, state
 from jaxmeta.checkpoint import orbax as orbax_checkpoint
+from jaxmeta.graph import Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.program import Program
 from jaxmeta.session import Session
@@ -176,12 +177,26 @@ class Saver:
     def export_meta_graph(
         self,
         filename: str | os.PathLike[str] | None = None,
-        collection_list: list[str] | None = None,
+        collection_list: Sequence[str] | None = None,
         as_text: bool = False,
+        export_scope: str | None = None,
+        clear_devices: bool = False,
+        clear_extraneous_savers: bool = False,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
     ) -> meta_graph_pb2.MetaGraphDef:
         """Returns the graph with this saver as a MetaGraphDef; see `export_meta_graph`."""
         return meta_graph.export_meta_graph(
-            filename, collection_list, as_text, self.graph, self.as_saver_def()
+            filename,
+            saver_def=self.as_saver_def(),
+            collection_list=collection_list,
+            as_text=as_text,
+            graph=self.graph,
+            export_scope=export_scope,
+            clear_devices=clear_devices,
+            clear_extraneous_savers=clear_extraneous_savers,
+            strip_default_attrs=strip_default_attrs,
+            save_debug_info=save_debug_info,
         )
 
     # --- restoring
@@ -220,23 +235,47 @@ def restore_variables(
     shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the values of all variables of a graph from a checkpoint, as the graph holds them."""
-    specs = {}
-    for name in target.variable_names:
-        variable = target.variable(name)
-        sharding = (shardings or {}).get(name)
-        specs[name] = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
-    return dict(orbax_checkpoint.restore(os.fspath(save_path), specs))
+    requests = {
+        name: _request(target.variable(name), (shardings or {}).get(name))
+        for name in target.variable_names
+    }
+    return restoring.restore(save_path, requests)
+
+
+def _request(variable: Variable, sharding: Any = None) -> restoring.Request:
+    info = variable.save_slice_info
+    part = slices.parse_slice_spec(info.spec) if info is not None else None
+    name = info.full_name if info is not None else variable.op_name
+    return restoring.Request(name, variable.shape, variable.dtype, part, sharding)
 
 
 def import_meta_graph(
-    meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
+    meta_graph_or_file: meta_graph.MetaGraphOrFile,
+    clear_devices: bool = False,
+    import_scope: str | None = None,
+    **kwargs: Any,
 ) -> Saver:
     """Adds a MetaGraphDef to the default graph and returns a saver for its variables.
+
+    Args:
+        meta_graph_or_file: the MetaGraphDef, or the file that holds it.
+        clear_devices: whether nodes lose their device.
+        import_scope: a scope for all that is imported.
+        **kwargs: input_map, unbound_inputs_col_name, restore_collections_predicate and
+            return_elements, as in `meta_graph.import_scoped_meta_graph`.
 
     Raises:
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
-    return Saver(meta_graph.import_graph(meta_graph_or_file, building.get_default_graph()))
+    target = building.get_default_graph()
+    meta_graph.add_meta_graph(
+        meta_graph_or_file,
+        target,
+        clear_devices=clear_devices,
+        import_scope=import_scope,
+        **kwargs,
+    )
+    return Saver(target)
 
 
 def load(

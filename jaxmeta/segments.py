@@ -31,9 +31,7 @@ class HostState:
         changes: the values that this run assigned; the session gets them when the run ends.
     """
 
-    def __init__(
-        self, store: VariableStore, resources: Resources, waiting: Waiting
-    ) -> None:
+    def __init__(self, store: VariableStore, resources: Resources, waiting: Waiting) -> None:
         self.resources = resources
         self.waiting = waiting
         self.changes: dict[str, Any] = {}
@@ -168,9 +166,7 @@ def _compile(
             inner[place] = value
         plans.run_steps(part.steps, inner, state)
         outputs = {place: inner[place] for place in part.outputs}
-        constants.update(
-            {place: value for place, value in outputs.items() if not _is_array(value)}
-        )
+        constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
     values = [env[place] for place in given]

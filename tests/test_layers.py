@@ -17,9 +17,9 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 ROWS = (
     ("errors", "_proto", "pausing"),
     ("default_sessions", "queue_resources", "variable_store"),
-    ("dtypes", "naming", "op_defs", "ordering"),
-    ("values", "xla_attrs", "jaxprs", "eqn_params"),
-    ("binding",),
+    ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
+    ("values", "xla_attrs", "jaxprs", "eqn_params", "function_library", "graph_transforms"),
+    ("binding", "control_flow_contexts"),
     ("shardings", "trees"),
     ("specs", "nodes"),
     ("graph",),
@@ -37,12 +37,20 @@ ROWS = (
     ("event_files",),
     ("program",),
     ("checkpoint.atomic",),
-    ("checkpoint.layout",),
+    ("checkpoint.background", "checkpoint.coding", "checkpoint.crc32c", "checkpoint.layout"),
+    ("checkpoint.slices", "checkpoint.snappy"),
+    ("checkpoint.stored", "checkpoint.table"),
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
-    ("checkpoint.orbax",),
+    ("checkpoint.slice_table_reader", "checkpoint.tensor_bundle_reader"),
+    ("checkpoint.orbax", "checkpoint.tensor_bundle"),
+    ("checkpoint.reader",),
+    ("checkpoint.restoring",),
     ("checkpoint",),
-    ("collection_defs",),
-    ("meta_graph", "node_differences"),
+    ("meta_graph_file", "graph_def_checks", "node_differences"),
+    ("collection_defs", "signature_defs", "graph_def_import"),
+    ("meta_graph_import",),
+    ("meta_graph_export",),
+    ("meta_graph",),
     ("differences",),
     ("fetches",),
     ("session",),
@@ -54,7 +62,7 @@ ROWS = (
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
 # What a checkpoint knows: names and arrays, no graphs.
-CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming"}
+CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
 
 def module_name(path: pathlib.Path) -> str:
