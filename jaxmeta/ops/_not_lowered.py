@@ -80,10 +80,9 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _TRANSIENT: ("custom_lin",),
     _SHARDING: ("sharding_constraint",),
     _WINDOW: ("select_and_scatter",),
-    _FACTORIZATION: ("schur", "hessenberg", "tridiagonal"),
+    _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
         "shard_map",
-        "psum",
         "psum_invariant",
         "unreduced_psum",
         "pmax",
