@@ -122,7 +122,7 @@ def binary(
             return ctx.node(op, x, y)
         if otherwise is None:
             raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
-        return ctx.composite(primitive, otherwise, x, y)
+        return ctx.composite(primitive, lambda a, b: otherwise(*broadcast(a, b)), x, y)
 
     if primitive not in LOWERINGS:
         lowering(primitive)(lower)
