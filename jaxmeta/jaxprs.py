@@ -207,9 +207,43 @@ def primitive(name: str) -> Any:
     return getattr(jax_core.primitives, f"{name}_p")
 
 
+SHARDING_PARAMS: Final = ("sharding", "out_sharding")
+"""The parameters of primitives that say what the sharding of the result is to be."""
+
+
 def is_trivial_sharding(sharding: Any) -> bool:
-    """Returns whether a sharding says nothing: there is none, or its mesh has no axes."""
-    return sharding is None or getattr(getattr(sharding, "mesh", None), "empty", False)
+    """Returns whether a sharding of a result says nothing, for no axis of its mesh is explicit."""
+    mesh = getattr(sharding, "mesh", None)
+    return sharding is None or (
+        mesh is not None and jax.sharding.AxisType.Explicit not in mesh.axis_types
+    )
+
+
+def has_explicit_sharding(eqn: Eqn) -> bool:
+    """Returns whether an eqn is told the sharding of its result, as a part of that one's type."""
+    return eqn.primitive.name != "sharding_constraint" and any(
+        not is_trivial_sharding(eqn.params.get(name)) for name in SHARDING_PARAMS
+    )
+
+
+def jit_shardings(
+    jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """Returns the shardings that a jitted function was given, for each array in and out.
+
+    What was left to the compiler is None.
+    """
+    eqns = [
+        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
+    ]
+    if len(eqns) != 1:  # it was inlined, and had none
+        return [], []
+    params = eqns[0].params
+    ins, outs = (
+        [None if is_unspecified(sharding) else sharding for sharding in params[name]]
+        for name in ("in_shardings", "out_shardings")
+    )
+    return ins, outs
 
 
 def is_unspecified(sharding: Any) -> bool:
