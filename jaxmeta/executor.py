@@ -7,6 +7,7 @@ Nothing here knows an op by name; what is special about an op stands in its kern
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import errors, jaxprs, naming, op_defs, ordering, values
+from jaxmeta import (
+    dimension_nodes,
+    errors,
+    jaxprs,
+    naming,
+    nodes,
+    op_defs,
+    ordering,
+    sizes,
+    values,
+)
 from jaxmeta._proto import graph_pb2
+from jaxmeta.dimensions import Size
 from jaxmeta.ops import _definition
 
 _EMPTY: Final = inspect.Parameter.empty
@@ -78,17 +90,25 @@ class Function:
         name: its name in the library.
     """
 
-    def __init__(self, library: Library, function_def: graph_pb2.FunctionDef) -> None:
+    def __init__(
+        self,
+        library: Library,
+        function_def: graph_pb2.FunctionDef,
+        sizes: Mapping[str, Size] | None = None,
+        planned: Callable[[], Plan] | None = None,
+    ) -> None:
         self.name = function_def.signature.name
         self._library = library
         self._def = function_def
+        self._sizes = [np.asarray(size) for size in (sizes or {}).values()]
+        self._planned = planned or self._make_plan
         self._plan: Plan | None = None
         self._derived: dict[Any, Callable[..., Any]] = {}
 
     @property
     def num_arguments(self) -> int:
         """How many arrays it takes."""
-        return len(self._def.signature.input_arg)
+        return len(self._def.signature.input_arg) - len(self._sizes)
 
     @property
     def num_results(self) -> int:
@@ -97,9 +117,24 @@ class Function:
 
     def __call__(self, *arguments: Any, state: State | None = None) -> list[Any]:
         """Runs the function on arrays and returns a list of arrays."""
+        plan = self._planned()
+        return plan.run((*self._sizes, *arguments) if self._sizes else arguments, state)
+
+    def _make_plan(self) -> Plan:
         if self._plan is None:
             self._plan = plan_function(self._def, self._library)
-        return self._plan.run(arguments, state)
+        return self._plan
+
+    def at(self, sizes: Mapping[str, Size]) -> Function:
+        """Returns the function for given sizes of the dimensions that it takes, by their names."""
+        taken = {name: sizes[name] for name in dimensions_taken(self._def) if name in sizes}
+        if not taken:
+            return self
+        made: Any = self.derived(
+            ("sizes", *taken.items()),
+            lambda: Function(self._library, self._def, taken, self._planned),
+        )
+        return made  # type: ignore[no-any-return]
 
     def call_with_state(self, state: State | None, *arguments: Any) -> list[Any]:
         """Runs the function as a node does that calls it: it may read and write variables."""
@@ -152,9 +187,34 @@ class Library:
         """Returns a function, or None where there is none of that name."""
         return self[name] if name in self._defs else None
 
+    def at(self, sizes: Mapping[str, Size]) -> Mapping[str, Function]:
+        """Returns the functions for given sizes of the dimensions that they take."""
+        return _SizedLibrary(self, sizes)
+
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
+
+
+class _SizedLibrary(dict[str, Function]):
+    def __init__(self, library: Library, sizes: Mapping[str, Size]) -> None:
+        super().__init__()
+        self._library = library
+        self._sizes = sizes
+
+    def __missing__(self, name: str) -> Function:
+        return self._library[name].at(self._sizes)
+
+
+def dimensions_taken(function: graph_pb2.FunctionDef) -> list[str]:
+    """Returns the dimensions whose sizes are a function's first arguments."""
+    names = []
+    for index in range(len(function.signature.input_arg)):
+        attr = function.arg_attr[index].attr if index in function.arg_attr else {}
+        if nodes.DIMENSION_ATTR not in attr:
+            break
+        names.append(attr[nodes.DIMENSION_ATTR].s.decode())
+    return names
 
 
 class Plan:
@@ -206,6 +266,8 @@ class Plan:
 def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
     """Turns the inputs that must be known while tracing into numpy arrays."""
     for index in kernel.static:
+        if index >= len(inputs):
+            continue  # an input that is optional
         value = inputs[index]
         if isinstance(value, np.ndarray):
             continue
@@ -234,6 +296,7 @@ class _Planner:
         self.steps: list[_Step] = []
         self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
+        self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -254,7 +317,7 @@ class _Planner:
         if op == "Const":
             self._add_constant(node, output_refs(node)[0])
             return
-        kernel, run = self._bind_kernel(node, op)
+        kernel = self._kernel(node, op)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
         places = self.places
@@ -267,7 +330,10 @@ class _Planner:
                 place = self._place(node, ref)
             inputs.append(place)
         refs = output_refs(node)
+        run = self._bind_kernel(node, kernel, len(refs))
         env = self.env
+        if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
+            run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         if len(refs) == 1:
             output = places[refs[0]] = len(env)
             env.append(None)
@@ -296,9 +362,7 @@ class _Planner:
             raise _UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
         return place
 
-    def _bind_kernel(
-        self, node: graph_pb2.NodeDef, op: str
-    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _definition.Kernel:
         attr = node.attr
         kernel = None
         if _definition.PRIMITIVE_ATTR in attr:
@@ -307,18 +371,60 @@ class _Planner:
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
         if kernel is None:
-            function = self._library.get(op)
-            if function is not None:
-                return _CALL_KERNEL, function.call_with_state
+            if self._library.definition(op) is not None:
+                return _CALL_KERNEL
             self.unsupported[f"{op}  (node {node.name!r})"] = None
-            return _PLAIN_KERNEL, _refuse
-        if not (kernel.attrs or kernel.injected):
-            return kernel, kernel.run
-        return kernel, self._with_attrs(node, kernel)
+            return _PLAIN_KERNEL
+        if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
+            # Its inputs are not where they are without sizes before them.
+            return dataclasses.replace(kernel, static=frozenset())
+        return kernel
 
-    def _with_attrs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel
+    def _bind_kernel(
+        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
     ) -> Callable[..., Any]:
+        """Returns what a step runs: the kernel with the node's attrs."""
+        if kernel is _CALL_KERNEL:
+            return self._library[node.op].call_with_state
+        if kernel is _PLAIN_KERNEL:
+            return _refuse
+        run, attr = kernel.run, node.attr
+        if dimension_nodes.DIMENSIONS_ATTR in attr:
+            names = values.attr_from_proto(attr[dimension_nodes.DIMENSIONS_ATTR])
+            has_symbolic = _definition.SYMBOLIC_ATTR in attr
+            symbolic = attr[_definition.SYMBOLIC_ATTR].list.s if has_symbolic else ()
+            return sizes.sized(
+                run,
+                self._keywords(node, kernel),
+                [name.decode() for name in names],
+                frozenset(name.decode() for name in symbolic),
+                _num_inputs_before_operands(node.op),
+                num_outputs,
+            )
+        if not (kernel.attrs or kernel.injected):
+            return run
+        keywords = self._keywords(node, kernel)
+        return lambda *inputs: run(*inputs, **keywords)
+
+    def _with_sizes(
+        self,
+        node: graph_pb2.NodeDef,
+        kernel: _definition.Kernel,
+        run: Callable[..., Any],
+        places: Iterable[int],
+    ) -> Callable[..., Any]:
+        """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
+        attr = node.attr
+        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
+        host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
+        if kernel.gives_sizes or host is not None:
+            self.sizes.update(places)
+        if kernel.gives_sizes or kernel.is_stateful or dimension_nodes.DIMENSIONS_ATTR in attr:
+            return run
+        on_host = self._bind_kernel(node, host, 1) if host is not None else None
+        return sizes.folding(on_host, run, kernel.static)
+
+    def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
         keywords: dict[str, Any] = {}
         attr = node.attr
         for argument, name, default in kernel.attrs:
@@ -330,8 +436,7 @@ class _Planner:
                 keywords[argument] = self._attr_default(node, name)
         for name in kernel.injected:
             keywords[name] = self._injected(node, name)
-        run = kernel.run
-        return lambda *inputs: run(*inputs, **keywords)
+        return keywords
 
     def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
         if name == _definition.LIBRARY:
@@ -380,12 +485,29 @@ class _Planner:
             raise errors.FeedError(
                 errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
+        results = [self._array_place(place) for place in results]
         return Plan(self.env, arguments, self.steps, results)
+
+    def _array_place(self, place: int) -> int:
+        """Returns the place of a result; symbolic sizes become what computations take."""
+        if place not in self.sizes:
+            return place
+        new = len(self.env)
+        self.env.append(None)
+        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, graph_pb2.NodeDef()))
+        return new
 
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
+
+
+def _num_inputs_before_operands(op: str) -> int:
+    """Returns how many inputs an op takes before its list of operands; a function has none."""
+    arguments = op_defs.get_op_def(op).input_arg if op_defs.has_op(op) else ()
+    kinds = [bool(argument.type_list_attr) for argument in arguments]
+    return kinds.index(True) if True in kinds else 0
 
 
 def _refuse(*_: Any) -> Any:
@@ -440,6 +562,7 @@ def _plan_in_order(
 ) -> Plan:
     planner = _Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
+    planner.sizes.update(arguments[: len(dimensions_taken(function))])
     refs = _function_refs(library)
     for node in nodes:
         planner.add_node(node, refs)

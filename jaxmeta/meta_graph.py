@@ -386,7 +386,14 @@ def _read_signature(
     attr = node.attr
     facts = {
         field: values.attr_from_proto(attr[f"_jax_{field}"])
-        for field in ("function_name", "donated", "updates", "train_op", "result_key_impls")
+        for field in (
+            "function_name",
+            "donated",
+            "updates",
+            "train_op",
+            "result_key_impls",
+            "dim_constraints",
+        )
         if f"_jax_{field}" in attr
     }
     updates = facts.get("updates", ())
@@ -399,6 +406,7 @@ def _read_signature(
         updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
         train_op=facts.get("train_op", b"").decode(),
         result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+        constraints=tuple(text.decode() for text in facts.get("dim_constraints", ())),
     )
     _check_signature(signature, target)
     return signature

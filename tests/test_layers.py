@@ -16,11 +16,11 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
-    ("dtypes", "naming", "op_defs", "ordering"),
+    ("dtypes", "naming", "op_defs", "ordering", "dimensions"),
     ("values", "xla_attrs", "jaxprs"),
     ("trees",),
-    ("specs", "nodes"),
-    ("graph",),
+    ("specs", "nodes", "sizes", "arguments"),
+    ("graph", "dimension_nodes"),
     ("ops._not_lowered", "ops._definition"),
     ("ops._computation", "ops._operands"),
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),

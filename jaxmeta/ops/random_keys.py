@@ -32,6 +32,7 @@ from jaxmeta.ops._keys import (
     with_partitionable,
     wrap,
 )
+from jaxmeta.ops._operands import ints
 
 # --- keys as data ------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ def restore_random_seed(seeds: Any, *, impl: bytes) -> Any:
 
 @lowering("random_split")
 def lower_random_split(ctx: LoweringContext, keys: Edge, *, shape: Any) -> list[Edge]:
-    sizes = tuple(int(size) for size in shape)
+    sizes = ints(shape)
     return lower_by_implementation(ctx, keys, lambda impl, key: impl.split(key, sizes), shape=sizes)
 
 
