@@ -16,8 +16,20 @@ from jaxmeta.building import get_collection as get_collection
 from jaxmeta.building import get_default_graph as get_default_graph
 from jaxmeta.building import name_scope as name_scope
 from jaxmeta.building import reset_default_graph as reset_default_graph
+from jaxmeta.checkpoint.reader import CheckpointReader as CheckpointReader
+from jaxmeta.checkpoint.reader import NewCheckpointReader as NewCheckpointReader
+from jaxmeta.checkpoint.reader import list_variables as list_variables
+from jaxmeta.checkpoint.reader import load_checkpoint as load_checkpoint
+from jaxmeta.checkpoint.reader import load_variable as load_variable
+from jaxmeta.checkpoint.state import checkpoint_exists as checkpoint_exists
+from jaxmeta.checkpoint.state import (
+    generate_checkpoint_state_proto as generate_checkpoint_state_proto,
+)
+from jaxmeta.checkpoint.state import get_checkpoint_mtimes as get_checkpoint_mtimes
 from jaxmeta.checkpoint.state import get_checkpoint_state as get_checkpoint_state
 from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
+from jaxmeta.checkpoint.state import meta_graph_filename as meta_graph_filename
+from jaxmeta.checkpoint.state import remove_checkpoint as remove_checkpoint
 from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CheckpointError as CheckpointError

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, graph, signature_nodes, trees, values
+from jaxmeta import dtypes, errors, graph, printing, signature_nodes, trees, values
 from jaxmeta.graph import Signature, Variable
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
@@ -121,6 +121,15 @@ class Graph(graph.GraphBuilder):
             values.write_attr(attrs[attr_name], value)
         self.signatures[name] = signature
         return signature
+
+    def to_text(self, *, scope: str = "", functions: bool = True, defaults: bool = False) -> str:
+        """Returns the nodes as readable assignments; see `printing.graph_def_to_text`."""
+        return printing.graph_def_to_text(
+            self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
+        )
+
+    def _repr_html_(self) -> str:
+        return printing.graph_to_html(self)
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator[Graph]:

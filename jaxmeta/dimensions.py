@@ -267,9 +267,17 @@ def _linear(expression: Expression, name: str) -> tuple[int, Expression] | None:
         (factor, rest), (zero, number) = (left, right) if left[0] else (right, left)
         if zero or number.op != "number":
             return None
-        return factor * int(number.value), Expression("mul", 0, (rest, number))
+        return factor * int(number.value), _operation("mul", rest, number)
     sign = 1 if expression.op == "add" else -1
-    return left[0] + sign * right[0], Expression(expression.op, 0, (left[1], right[1]))
+    return left[0] + sign * right[0], _operation(expression.op, left[1], right[1])
+
+
+def _operation(op: str, left: Expression, right: Expression) -> Expression:
+    """Returns an operation on two expressions; what holds no name is a number."""
+    made = Expression(op, 0, (left, right))
+    if left.op == right.op == "number":
+        return Expression("number", evaluate(made, {}))
+    return left if op in ("add", "sub") and right == Expression("number", 0) else made
 
 
 def solve(shapes: Sequence[Sequence[str]], found: Sequence[Sequence[Size]]) -> dict[str, Size]:

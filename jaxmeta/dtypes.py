@@ -104,6 +104,11 @@ def dtype_from_number(number: int) -> np.dtype[Any]:
         raise errors.AttrError(f"DataType {number} ({name}) has no numpy dtype") from None
 
 
+def is_reference(number: int) -> bool:
+    """Returns whether a DataType number is that of a reference, such as ``DT_FLOAT_REF``."""
+    return number > _REF_OFFSET
+
+
 def base_number(number: int) -> int:
     """Returns the DataType number without its reference flag."""
     return number - _REF_OFFSET if number > _REF_OFFSET else number

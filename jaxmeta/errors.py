@@ -10,8 +10,18 @@
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
+    │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
+    ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
+    ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
+    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
+    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ DeadlineExceededError(TimeoutError)
+    │  │                                 a run waited longer than it was allowed to
+    │  └─ InvalidArgumentError(ValueError)
+    │                                    a value is not one that the operation takes
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
 Each also derives from the built-in exception that Python users would expect there.
@@ -50,6 +60,34 @@ class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
 
 
+class FeedTypeError(FeedError, TypeError):
+    """A feed or a fetch is of a type, or has a name, that cannot be fed or fetched."""
+
+
+class SessionError(JaxmetaError, RuntimeError):
+    """A session is closed, or cannot do what it is asked for."""
+
+
+class OperationError(JaxmetaError, RuntimeError):
+    """An operation failed on the values that it was given."""
+
+
+class OutOfRangeError(OperationError):
+    """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
+
+
+class CancelledError(OperationError):
+    """A queue is closed to what was put in, or the session was closed while a run waited."""
+
+
+class DeadlineExceededError(OperationError, TimeoutError):
+    """A run waited longer than its options allow."""
+
+
+class InvalidArgumentError(OperationError, ValueError):
+    """A value is not one that the operation takes, or an assertion of the graph does not hold."""
+
+
 class FormatError(JaxmetaError, ValueError):
     """A file is missing, truncated, corrupt, empty, or newer than this reader."""
 
@@ -60,6 +98,10 @@ class CheckpointError(JaxmetaError, ValueError):
 
 class CheckpointPathError(JaxmetaError, RuntimeError):
     """A checkpoint has the path of the file that is to list it."""
+
+
+class MissingPackageError(JaxmetaError, ImportError):
+    """What was asked for needs a package that is not installed."""
 
 
 def list_offenders(headline: str, offenders: Iterable[str], advice: str = "") -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ import numpy as np
 
 from jaxmeta import (
     dimension_nodes,
+    dtypes,
     errors,
     jaxprs,
     naming,
-    nodes,
     op_defs,
     ordering,
     sizes,
@@ -31,56 +31,12 @@ from jaxmeta import (
 from jaxmeta._proto import graph_pb2
 from jaxmeta.dimensions import Size
 from jaxmeta.ops import _definition
+from jaxmeta.plans import Plan as Plan
+from jaxmeta.plans import State as State
+from jaxmeta.plans import Step
 
 _EMPTY: Final = inspect.Parameter.empty
-_SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
-
-
-class State:
-    """The values of variables while a plan runs: what was there, and what was written.
-
-    Attributes:
-        values: variable name to array.
-        written: names of the variables that were assigned.
-    """
-
-    __slots__ = ("values", "written")
-
-    def __init__(self, initial: Mapping[str, Any]) -> None:
-        self.values = dict(initial)
-        self.written: dict[str, None] = {}
-
-    def read(self, name: str) -> Any:
-        """Returns a variable's value.
-
-        Raises:
-            GraphError: it has none yet.
-        """
-        try:
-            return self.values[name]
-        except KeyError:
-            raise errors.GraphError(
-                f"the variable {name!r} has no value: restore a checkpoint or run its initializer"
-            ) from None
-
-    def write(self, name: str, value: Any) -> None:
-        """Gives a variable a value."""
-        self.values[name] = value
-        self.written[name] = None
-
-
-# One node of a plan: the function, the places of its inputs, the place of its only output or else
-# -1 and the places of all, the kernel, and the node. A plain tuple, because a plan has one for
-# each node of graphs that may have a million.
-_Step: TypeAlias = tuple[
-    Callable[..., Any],
-    Sequence[int],
-    int,
-    Sequence[int],
-    _definition.Kernel,
-    graph_pb2.NodeDef,
-]
 
 
 class Function:
@@ -94,13 +50,13 @@ class Function:
         self,
         library: Library,
         function_def: graph_pb2.FunctionDef,
-        sizes: Mapping[str, Size] | None = None,
+        taken: Mapping[str, Size] | None = None,
         planned: Callable[[], Plan] | None = None,
     ) -> None:
         self.name = function_def.signature.name
         self._library = library
         self._def = function_def
-        self._sizes = [np.asarray(size) for size in (sizes or {}).values()]
+        self._sizes = [np.asarray(size) for size in (taken or {}).values()]
         self._planned = planned or self._make_plan
         self._plan: Plan | None = None
         self._derived: dict[Any, Callable[..., Any]] = {}
@@ -125,9 +81,9 @@ class Function:
             self._plan = plan_function(self._def, self._library)
         return self._plan
 
-    def at(self, sizes: Mapping[str, Size]) -> Function:
+    def at(self, known: Mapping[str, Size]) -> Function:
         """Returns the function for given sizes of the dimensions that it takes, by their names."""
-        taken = {name: sizes[name] for name in dimensions_taken(self._def) if name in sizes}
+        taken = {name: known[name] for name in sizes.dimensions_taken(self._def) if name in known}
         if not taken:
             return self
         made: Any = self.derived(
@@ -187,9 +143,9 @@ class Library:
         """Returns a function, or None where there is none of that name."""
         return self[name] if name in self._defs else None
 
-    def at(self, sizes: Mapping[str, Size]) -> Mapping[str, Function]:
+    def at(self, known: Mapping[str, Size]) -> Mapping[str, Function]:
         """Returns the functions for given sizes of the dimensions that they take."""
-        return _SizedLibrary(self, sizes)
+        return _SizedLibrary(self, known)
 
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
@@ -197,86 +153,13 @@ class Library:
 
 
 class _SizedLibrary(dict[str, Function]):
-    def __init__(self, library: Library, sizes: Mapping[str, Size]) -> None:
+    def __init__(self, library: Library, known: Mapping[str, Size]) -> None:
         super().__init__()
         self._library = library
-        self._sizes = sizes
+        self._sizes = known
 
     def __missing__(self, name: str) -> Function:
         return self._library[name].at(self._sizes)
-
-
-def dimensions_taken(function: graph_pb2.FunctionDef) -> list[str]:
-    """Returns the dimensions whose sizes are a function's first arguments."""
-    names = []
-    for index in range(len(function.signature.input_arg)):
-        attr = function.arg_attr[index].attr if index in function.arg_attr else {}
-        if nodes.DIMENSION_ATTR not in attr:
-            break
-        names.append(attr[nodes.DIMENSION_ATTR].s.decode())
-    return names
-
-
-class Plan:
-    """Nodes ready to run: a list of places for values, some filled, and steps between them."""
-
-    def __init__(
-        self,
-        initial: list[Any],
-        arguments: Sequence[int],
-        steps: Sequence[_Step],
-        results: Sequence[int],
-    ) -> None:
-        self._initial = initial
-        self._arguments = tuple(arguments)
-        self._steps = steps
-        self._results = tuple(results)
-
-    def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
-        """Runs all steps and returns the results.
-
-        Raises:
-            GraphError: an input that must be known while tracing is not.
-        """
-        env = self._initial.copy()
-        for place, value in zip(self._arguments, arguments, strict=True):
-            env[place] = value
-        step = None
-        try:
-            for step in self._steps:
-                run, places, output, outputs, kernel, node = step
-                inputs = [env[place] for place in places]
-                if kernel.static:
-                    _require_static(kernel, node, inputs)
-                if kernel.is_stateful:
-                    inputs.insert(0, state)
-                result = run(*inputs)
-                if output >= 0:
-                    env[output] = result[0] if type(result) in _SEQUENCES else result
-                else:
-                    for place, value in zip(outputs, result, strict=True):
-                        env[place] = value
-        except Exception as error:
-            if step is not None:
-                error.add_note(f"while running node {step[-1].name!r} ({step[-1].op})")
-            raise
-        return [env[place] for place in self._results]
-
-
-def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
-    """Turns the inputs that must be known while tracing into numpy arrays."""
-    for index in kernel.static:
-        if index >= len(inputs):
-            continue  # an input that is optional
-        value = inputs[index]
-        if isinstance(value, np.ndarray):
-            continue
-        if isinstance(value, jax.core.Tracer):
-            raise errors.GraphError(
-                f"node {node.name!r} ({node.op}): its input {index} ({node.input[index]!r}) must "
-                "be known while tracing, but it depends on what the function is given"
-            )
-        inputs[index] = np.asarray(value)
 
 
 # --- planning --------------------------------------------------------------------------------
@@ -293,10 +176,12 @@ class _Planner:
         self._library = library
         self.places: dict[str, int] = {}
         self.env: list[Any] = []
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
         self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
+        self.references: set[int] = set()
+        self.is_host = False
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -334,6 +219,10 @@ class _Planner:
         env = self.env
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
             run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
+        if kernel.is_host:
+            self.is_host = True
+        if kernel.has_references or self.references:
+            kernel, run = self._dereference(node, kernel, run, inputs, len(env))
         if len(refs) == 1:
             output = places[refs[0]] = len(env)
             env.append(None)
@@ -341,6 +230,42 @@ class _Planner:
         else:
             outputs = [self.add_place(ref) for ref in refs]
             self.steps.append((run, inputs, -1, outputs, kernel, node))
+
+    def _dereference(
+        self,
+        node: graph_pb2.NodeDef,
+        kernel: _definition.Kernel,
+        run: Callable[..., Any],
+        inputs: Sequence[int],
+        first_output: int,
+    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+        """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
+
+        An op that takes references gets them as they are.
+        """
+        taken: list[int] = []
+        if kernel.has_references:
+            op_def = op_defs.get_op_def(node.op)
+            taken = op_defs.input_dtypes(op_def, node)
+            for index, number in enumerate(op_defs.output_dtypes(op_def, node)):
+                if dtypes.is_reference(number):
+                    self.references.add(first_output + index)
+        read = [
+            index
+            for index, place in enumerate(inputs)
+            if place in self.references and not (taken and dtypes.is_reference(taken[index]))
+        ]
+        if not read:
+            return kernel, run
+        is_stateful = kernel.is_stateful
+
+        def run_on_values(state: State, *values: Any) -> Any:
+            known = list(values)
+            for index in read:
+                known[index] = state.read(known[index].name)
+            return run(state, *known) if is_stateful else run(*known)
+
+        return dataclasses.replace(kernel, is_stateful=True), run_on_values
 
     def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
         attr = node.attr
@@ -353,6 +278,8 @@ class _Planner:
             self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
             self.add_place(name, value)
+            if value.dtype == object:
+                self.is_host = True
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
@@ -398,9 +325,14 @@ class _Planner:
                 self._keywords(node, kernel),
                 [name.decode() for name in names],
                 frozenset(name.decode() for name in symbolic),
-                _num_inputs_before_operands(node.op),
+                sizes.num_inputs_before_operands(node.op),
                 num_outputs,
             )
+        return self.with_attrs(node, kernel)
+
+    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
+        """Returns a kernel as a function of arrays alone, with the attrs of a node."""
+        run = kernel.run
         if not (kernel.attrs or kernel.injected):
             return run
         keywords = self._keywords(node, kernel)
@@ -421,7 +353,7 @@ class _Planner:
             self.sizes.update(places)
         if kernel.gives_sizes or kernel.is_stateful or dimension_nodes.DIMENSIONS_ATTR in attr:
             return run
-        on_host = self._bind_kernel(node, host, 1) if host is not None else None
+        on_host = self.with_attrs(node, host) if host is not None else None
         return sizes.folding(on_host, run, kernel.static)
 
     def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
@@ -486,7 +418,14 @@ class _Planner:
                 errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
         results = [self._array_place(place) for place in results]
-        return Plan(self.env, arguments, self.steps, results)
+        return Plan(
+            self.env,
+            arguments,
+            self.steps,
+            results,
+            references=frozenset(self.references.intersection(results)),
+            is_host=self.is_host,
+        )
 
     def _array_place(self, place: int) -> int:
         """Returns the place of a result; symbolic sizes become what computations take."""
@@ -494,20 +433,21 @@ class _Planner:
             return place
         new = len(self.env)
         self.env.append(None)
-        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, graph_pb2.NodeDef()))
+        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
         return new
 
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+_RESULT_NODE: Final = graph_pb2.NodeDef(name="result", op="Identity")
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 
-def _num_inputs_before_operands(op: str) -> int:
-    """Returns how many inputs an op takes before its list of operands; a function has none."""
-    arguments = op_defs.get_op_def(op).input_arg if op_defs.has_op(op) else ()
-    kinds = [bool(argument.type_list_attr) for argument in arguments]
-    return kinds.index(True) if True in kinds else 0
+def bind_attrs(
+    node: graph_pb2.NodeDef, kernel: _definition.Kernel, library: Library
+) -> Callable[..., Any]:
+    """Returns a kernel as a function of arrays alone, with the attrs of a node."""
+    return _Planner(library).with_attrs(node, kernel)
 
 
 def _refuse(*_: Any) -> Any:
@@ -562,7 +502,7 @@ def _plan_in_order(
 ) -> Plan:
     planner = _Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
-    planner.sizes.update(arguments[: len(dimensions_taken(function))])
+    planner.sizes.update(arguments[: len(sizes.dimensions_taken(function))])
     refs = _function_refs(library)
     for node in nodes:
         planner.add_node(node, refs)

@@ -326,12 +326,7 @@ class GraphBuilder(NodeContainer):
 
     def output_shape(self, name: str, index: int) -> values.Shape | None:
         """Returns the static shape of an output where the graph records it."""
-        attr = self.node(name).attr
-        if "_output_shapes" in attr and index < len(attr["_output_shapes"].list.shape):
-            return values.shape_from_proto(attr["_output_shapes"].list.shape[index])
-        if "shape" in attr and attr["shape"].HasField("shape"):
-            return values.shape_from_proto(attr["shape"].shape)
-        return None
+        return nodes.recorded_shape(self.node(name), index)
 
     def get_operation_by_name(self, name: str) -> Operation:
         """Returns an operation by its name.

@@ -34,7 +34,7 @@ from jaxmeta.pausing import paused_gc
 FORMAT_VERSION: Final = 1
 
 _WRITER: Final = "jaxmeta"
-_TREE_PREFIX: Final = "jaxmeta/variables/"
+TREE_PREFIX: Final = "jaxmeta/variables/"
 # TensorFlow takes an empty version as new; one below 1.9 changes how it reads variables.
 _TENSORFLOW_VERSION: Final = "2.21.0"
 _MAX_CONSUMER: Final = graph.PRODUCER_VERSION
@@ -141,7 +141,7 @@ def _write_signatures(meta_graph: meta_graph_pb2.MetaGraphDef, target: building.
     recorded = meta_graph.object_graph_def.concrete_functions
     for scope, tree in target.state_trees.items():
         trees.check_depth(tree, "the state")
-        recorded[_TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
+        recorded[TREE_PREFIX + scope].output_signature.CopyFrom(trees.tree_to_proto(tree))
     for name, signature in target.signatures.items():
         trees.check_depth(signature.arguments, f"what signature {name!r} takes")
         trees.check_depth(signature.results, f"what signature {name!r} returns")
@@ -362,9 +362,9 @@ def _read_signatures(
     }
     is_ours = meta_graph.meta_info_def.meta_graph_version.startswith(_WRITER)
     for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
-        if name.startswith(_TREE_PREFIX):
+        if name.startswith(TREE_PREFIX):
             tree = trees.tree_from_proto(concrete.output_signature)
-            target.state_trees[name.removeprefix(_TREE_PREFIX)] = tree
+            target.state_trees[name.removeprefix(TREE_PREFIX)] = tree
             unknown = [
                 leaf.name for leaf in trees.leaves(tree) if leaf.name not in target.variable_names
             ]

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-import jax
 import numpy as np
 
 from jaxmeta import (
@@ -23,8 +22,9 @@ from jaxmeta import (
     values,
 )
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.checkpoint import atomic, retention, state
+from jaxmeta.checkpoint import atomic, restoring, retention, slices, state
 from jaxmeta.checkpoint import orbax as orbax_checkpoint
+from jaxmeta.graph import Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.program import Program
 from jaxmeta.session import Session
@@ -207,12 +207,18 @@ def restore_variables(
     shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the values of all variables of a graph from a checkpoint, as the graph holds them."""
-    specs = {}
-    for name in target.variable_names:
-        variable = target.variable(name)
-        sharding = (shardings or {}).get(name)
-        specs[name] = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
-    return dict(orbax_checkpoint.restore(os.fspath(save_path), specs))
+    requests = {
+        name: _request(target.variable(name), (shardings or {}).get(name))
+        for name in target.variable_names
+    }
+    return restoring.restore(save_path, requests)
+
+
+def _request(variable: Variable, sharding: Any = None) -> restoring.Request:
+    info = variable.save_slice_info
+    part = slices.parse_slice_spec(info.spec) if info is not None else None
+    name = info.full_name if info is not None else variable.op_name
+    return restoring.Request(name, variable.shape, variable.dtype, part, sharding)
 
 
 def import_meta_graph(

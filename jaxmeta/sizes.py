@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dimensions, errors
+from jaxmeta import dimensions, errors, nodes, op_defs
+from jaxmeta._proto import graph_pb2
 from jaxmeta.dimensions import Size
 
 
@@ -75,6 +76,24 @@ def _plain(result: Any) -> Any:
         return list(map(_plain, result))
     result = np.asarray(result, dtype=object)
     return result if dimensions.is_symbolic(result) else result.astype(np.int32)
+
+
+def dimensions_taken(function: graph_pb2.FunctionDef) -> list[str]:
+    """Returns the dimensions whose sizes are a function's first arguments."""
+    names = []
+    for index in range(len(function.signature.input_arg)):
+        attr = function.arg_attr[index].attr if index in function.arg_attr else {}
+        if nodes.DIMENSION_ATTR not in attr:
+            break
+        names.append(attr[nodes.DIMENSION_ATTR].s.decode())
+    return names
+
+
+def num_inputs_before_operands(op: str) -> int:
+    """Returns how many inputs an op takes before its list of operands; a function has none."""
+    arguments = op_defs.get_op_def(op).input_arg if op_defs.has_op(op) else ()
+    kinds = [bool(argument.type_list_attr) for argument in arguments]
+    return kinds.index(True) if True in kinds else 0
 
 
 def bind(value: Any, sizes: Mapping[str, Size]) -> Any:

@@ -16,27 +16,40 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
+    ("default_sessions", "queue_resources", "variable_store"),
     ("dtypes", "naming", "op_defs", "ordering", "dimensions"),
-    ("values", "xla_attrs", "jaxprs"),
+    ("values", "xla_attrs", "jaxprs", "eqn_params"),
+    ("binding",),
     ("trees",),
-    ("specs", "nodes", "sizes", "arguments"),
-    ("graph", "dimension_nodes"),
+    ("specs", "nodes", "arguments"),
+    ("graph", "dimension_nodes", "sizes"),
+    ("printing",),
     ("ops._not_lowered", "ops._definition"),
     ("ops._computation", "ops._operands"),
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
     ("ops.<family>",),
     ("ops",),
-    ("trace", "executor"),
+    ("plans",),
+    ("trace", "executor", "compiling"),
+    ("segments", "inlining"),
     ("signature_nodes",),
     ("building",),
+    ("event_files",),
     ("program",),
     ("checkpoint.atomic",),
-    ("checkpoint.layout",),
+    ("checkpoint.background", "checkpoint.coding", "checkpoint.crc32c", "checkpoint.layout"),
+    ("checkpoint.slices", "checkpoint.snappy"),
+    ("checkpoint.stored", "checkpoint.table"),
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
-    ("checkpoint.orbax",),
+    ("checkpoint.slice_table_reader", "checkpoint.tensor_bundle_reader"),
+    ("checkpoint.orbax", "checkpoint.tensor_bundle"),
+    ("checkpoint.reader",),
+    ("checkpoint.restoring",),
     ("checkpoint",),
     ("collection_defs",),
-    ("meta_graph",),
+    ("meta_graph", "node_differences"),
+    ("differences",),
+    ("fetches",),
     ("session",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names
@@ -46,7 +59,7 @@ ROWS = (
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
 # What a checkpoint knows: names and arrays, no graphs.
-CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming"}
+CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
 
 def module_name(path: pathlib.Path) -> str:

@@ -18,6 +18,7 @@ from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
+from jaxmeta.ops import queues as queues
 from jaxmeta.ops import random as random
 from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
@@ -29,5 +30,6 @@ from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
+from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients

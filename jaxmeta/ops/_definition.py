@@ -144,6 +144,8 @@ class Kernel:
         is_host: whether it works on strings or files, which XLA has not, outside jit.
         injected: the arguments that the executor fills in.
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
+        has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
+            the handles that its variable's node gives, and are returned as these.
     """
 
     run: Callable[..., Any]
@@ -154,6 +156,7 @@ class Kernel:
     injected: tuple[str, ...] = ()
     must_be_fed: bool = False
     gives_sizes: bool = False
+    has_references: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -226,6 +229,8 @@ KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to kernel."""
 HOST_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel that computes with sizes, as numpy arrays, while tracing."""
+STRING_KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to the kernel of nodes that are given strings, where another one is for numbers."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
 EXAMPLES: Final[list[Example]] = []
@@ -297,6 +302,26 @@ def kernel(
             KERNELS[op] = dataclasses.replace(
                 made, must_be_fed=must_be_fed, gives_sizes=gives_sizes
             )
+        return fn
+
+    return register
+
+
+def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
+    """Registers a function of numpy arrays as the kernel of ops where an input holds strings.
+
+    It is for ops of arrays of any dtype, whose kernels work on numbers only; strings come as object
+    arrays of bytes.
+
+    Raises:
+        TypeError: an op is unknown or has such a kernel already, or the signature does not fit it.
+    """
+
+    def register(fn: _Function) -> _Function:
+        for op in ops:
+            if op in STRING_KERNELS:
+                raise TypeError(f"op {op!r} has a kernel for strings already")
+            STRING_KERNELS[op] = _make_kernel(fn, op, (), is_host=True)
         return fn
 
     return register
@@ -384,6 +409,7 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
         is_stateful=first == "state",
         is_host=is_host,
         injected=injected,
+        has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
     )
 
 

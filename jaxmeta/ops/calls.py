@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import binding, eqn_params, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
 
@@ -42,13 +42,13 @@ def lower_jit(
     if compiler_options_kvs:
         raise ctx.unsupported("a jit with compiler options inside the program")
     function = ctx.function(jaxpr, name)
-    way = jaxprs.inline_to_name(inline) or None
+    way = eqn_params.inline_to_name(inline) or None
     return ctx.call(function, *inputs, primitive="jit", name=name, inline=way)
 
 
 @restores("jit")
 def restore_jit(*inputs: Any, function: Any, name: bytes, inline: bytes = b"") -> Any:
-    options = jaxprs.inline_from_name(inline.decode())
+    options = eqn_params.inline_from_name(inline.decode())
     return function.jitted(name.decode(), **options)(*inputs)
 
 
@@ -72,7 +72,7 @@ def lower_remat(
     differentiated: bool,
     policy: Any,
 ) -> list[Edge]:
-    names = jaxprs.policy_to_names(policy)
+    names = eqn_params.policy_to_names(policy)
     if names is None:
         if not differentiated:
             raise ctx.unsupported(f"the checkpoint policy {policy} has no name to record")
@@ -97,12 +97,12 @@ def restore_remat(
     differentiated: bool,
     policy: tuple[bytes, ...] = (),
 ) -> Any:
-    return jaxprs.bind_remat(
+    return binding.bind_remat(
         function,
         inputs,
         prevent_cse=prevent_cse,
         differentiated=differentiated,
-        policy=jaxprs.policy_from_names([name.decode() for name in policy]),
+        policy=eqn_params.policy_from_names([name.decode() for name in policy]),
     )
 
 
@@ -119,7 +119,7 @@ def lower_closed_call(ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any) -> l
 
 @restores("closed_call")
 def restore_closed_call(*inputs: Any, function: Any) -> list[Any]:
-    return jaxprs.bind_closed_call(function, inputs)
+    return binding.bind_closed_call(function, inputs)
 
 
 @lowering("composite")
