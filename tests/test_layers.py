@@ -17,10 +17,12 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 ROWS = (
     ("errors", "_proto", "pausing"),
     ("default_sessions", "queue_resources", "variable_store"),
-    ("dtypes", "naming", "op_defs", "ordering", "dimensions"),
+    ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
+    ("dimensions",),
     ("values", "xla_attrs", "jaxprs", "eqn_params"),
-    ("binding",),
-    ("trees",),
+    ("function_library", "graph_transforms"),
+    ("binding", "control_flow_contexts"),
+    ("shardings", "trees"),
     ("specs", "nodes", "arguments"),
     ("graph", "dimension_nodes", "sizes"),
     ("printing",),
@@ -46,8 +48,11 @@ ROWS = (
     ("checkpoint.reader",),
     ("checkpoint.restoring",),
     ("checkpoint",),
-    ("collection_defs",),
-    ("meta_graph", "node_differences"),
+    ("meta_graph_file", "graph_def_checks", "node_differences"),
+    ("collection_defs", "signature_defs", "graph_def_import"),
+    ("meta_graph_import",),
+    ("meta_graph_export",),
+    ("meta_graph",),
     ("differences",),
     ("fetches",),
     ("session",),
@@ -58,6 +63,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
+assert len(ROW_OF) == sum(map(len, ROWS)), "a module stands in two rows"
 # What a checkpoint knows: names and arrays, no graphs.
 CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
