@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -63,6 +63,16 @@ class Signature:
     constraints: tuple[str, ...] = ()
     in_shardings: tuple[shardings.Recorded | None, ...] = ()
     out_shardings: tuple[shardings.Recorded | None, ...] = ()
+
+    def renamed(self, name: str, rename: Callable[[str], str]) -> Signature:
+        """Returns it under another name, with other names for what it refers to."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            arguments=trees.rename_leaves(self.arguments, rename),
+            results=trees.rename_leaves(self.results, rename),
+            train_op=rename(self.train_op) if self.train_op else "",
+        )
 
 
 def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
