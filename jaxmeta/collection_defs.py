@@ -83,6 +83,8 @@ def collection_to_proto(
         _write_registered(proto, name, items, to_proto, export_scope)
         return
     kinds = {_item_kind(item) for item in items}
+    if kinds == {"node", "variable"} and name not in VARIABLE_COLLECTIONS:
+        kinds = {"node"}  # a variable among tensors is written as they are, by its name
     if len(kinds) != 1 or None in kinds:
         found = sorted({type(item).__name__ for item in items})
         raise errors.AttrError(

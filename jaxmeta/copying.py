@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from google.protobuf import message
 
-from jaxmeta import collection_registry, function_library, renaming, trees
+from jaxmeta import (
+    collection_registry,
+    function_library,
+    renaming,
+    signature_nodes,
+    trees,
+    values,
+)
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graph import GraphBuilder, Signature
 from jaxmeta.handles import Operation, Tensor, Variable
@@ -98,10 +105,14 @@ class Mover:
         for key, items in source.collections.items():
             moved = [self._item(key, item) for item in items if self._is_kept(item)]
             target.collections.setdefault(key, []).extend(moved)
+        for name, shape in source.recorded_shapes.items():
+            if name.split(":")[0] in self._kept:
+                target.record_shape(self._rename(name), shape)
         for name, signature in source.signatures.items():
             if self._holds(signature):
                 new_name = f"{scope}/{name}" if scope else name
                 target.signatures[new_name] = signature.renamed(new_name, self._rename)
+        self._mark_calls(source, scope)
         for name, tree in source.state_trees.items():
             rest = _without_leaves(tree, self._kept)
             if rest is not None:
@@ -113,6 +124,19 @@ class Mover:
             (source.traced_shardings, target.traced_shardings),
         ):
             holding.update({self._rename(n): v for n, v in held.items() if n in self._kept})
+
+    def _mark_calls(self, source: GraphBuilder, scope: str) -> None:
+        """Makes the nodes that call signatures say the new names, where names change."""
+        if self._rename.is_identity:
+            return
+        for node in source.nodes.values():
+            if signature_nodes.SIGNATURE_ATTR in node.attr and node.name in self._kept:
+                name = node.attr[signature_nodes.SIGNATURE_ATTR].s.decode()
+                signature = self._graph.signatures.get(f"{scope}/{name}" if scope else name)
+                attrs = self._graph.nodes[self._rename.node(node.name)].attr
+                facts = signature_nodes.signature_attrs(signature) if signature is not None else {}
+                for attr_name, value in facts.items():
+                    values.write_attr(attrs[attr_name], value)
 
     def _variable(self, variable: Variable) -> Variable:
         moved = copy.copy(variable)
@@ -180,6 +204,7 @@ _Message = TypeVar("_Message", bound=message.Message)
 
 
 def copied(proto: _Message) -> _Message:
+    """Returns a copy of a message."""
     made = type(proto)()
     made.CopyFrom(proto)
     return made

@@ -282,7 +282,7 @@ def _check_fits(old: Tensor, new: Tensor) -> None:
 
 
 def _drop_unfed_signatures(target: GraphBuilder) -> None:
-    """Leaves out the signatures whose results need a placeholder that is none of their arguments."""
+    """Leaves out the signatures whose results need what is none of their arguments."""
     for name, signature in list(target.signatures.items()):
         given = frozenset(leaf.name.split(":")[0] for leaf in trees.leaves(signature.arguments))
         wanted = [leaf.name.split(":")[0] for leaf in trees.leaves(signature.results)]

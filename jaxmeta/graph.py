@@ -347,6 +347,11 @@ class GraphBuilder(ElementContainer):
             self.add_to_collection(TRAINABLE_VARIABLES, variable)
         return variable
 
+    def record_result_shapes(self, results: trees.Tree) -> None:
+        """Records the shapes of a signature's results, which are tensors of the graph."""
+        for leaf in trees.leaves(results):
+            self.record_shape(leaf.name, leaf.shape)
+
     def register_variable(self, variable: Variable) -> None:
         """Makes a variable known whose nodes are in the graph."""
         self._variables[variable.op_name] = variable

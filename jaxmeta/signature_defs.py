@@ -197,6 +197,7 @@ class EntryReader:
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         _check_signature(signature, self._graph)
         self._graph.signatures[signature.name] = signature
+        self._graph.record_result_shapes(signature.results)
 
 
 def _unused_name(name: str, taken: Mapping[str, Any]) -> str:

@@ -118,15 +118,17 @@ ROWS = (
         "signature_nodes",
     ),
     (
+        "copying",
         "gradients",
         "signature_defs",
         "variables",
     ),
     (
-        "building",
+        "editing",
         "freezing",
         "minimizing",
     ),
+    ("building",),
     (
         "collection_defs",
         "construction",
