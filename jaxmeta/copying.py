@@ -136,6 +136,7 @@ class Mover:
                 attrs = self._graph.nodes[self._rename.node(node.name)].attr
                 facts = signature_nodes.signature_attrs(signature) if signature is not None else {}
                 for attr_name, value in facts.items():
+                    attrs[attr_name].Clear()
                     values.write_attr(attrs[attr_name], value)
 
     def _variable(self, variable: Variable) -> Variable:
