@@ -240,7 +240,7 @@ def _run_quietly(sess: Any, operation: Operation) -> None:
 
 def add_queue_runner(qr: QueueRunner, collection: str = QUEUE_RUNNERS) -> None:
     """Adds a QueueRunner to a collection of the default graph, from which it is started."""
-    building.add_to_collection(collection, qr)
+    building.get_default_graph().add_to_collection(collection, qr)
 
 
 def start_queue_runners(

@@ -25,6 +25,7 @@ from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
 from jaxmeta.ops import special_functions as special_functions
