@@ -397,6 +397,23 @@ def test_default_session_is_the_thread_s_own():
     assert found == [None]
 
 
+def test_handles_run_in_the_default_session():
+    graph = make_graph()
+    y, update = graph.get_tensor_by_name("predict:0"), graph.get_operation_by_name("step/update")
+    with pytest.raises(ValueError, match="no default session"):
+        y.eval({"x:0": X})
+    with jaxmeta.Session(graph=graph) as session:
+        session.set_state(make_state())
+        np.testing.assert_array_equal(y.eval({"x:0": X}), session.run(y, {"x:0": X}))
+        assert update.run({"x:0": X}) is None
+        assert graph.variable("n").eval() == 1
+        with (
+            jaxmeta.Session(graph=make_graph()),
+            pytest.raises(ValueError, match="the default session runs another graph"),
+        ):
+            y.eval({"x:0": X})
+
+
 def test_there_is_no_other_machine_to_run_on():
     with pytest.raises(RuntimeError, match="the target must be empty"):
         jaxmeta.Session("grpc://other:2222")
