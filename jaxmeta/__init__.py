@@ -79,6 +79,9 @@ from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxmeta.freezing import (
+    convert_variables_to_constants as convert_variables_to_constants,
+)
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
