@@ -113,7 +113,7 @@ def collection_to_proto(
 
 
 def _is_plain(item: Any) -> bool:
-    return isinstance(item, (str, bytes, Tensor, graph.Operation))
+    return isinstance(item, (str, bytes, Tensor, graph.Operation, any_pb2.Any))
 
 
 def _write_registered(
