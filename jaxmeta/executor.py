@@ -16,7 +16,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import dtypes, errors, jaxprs, naming, op_defs, ordering, values
+from jaxmeta import dtypes, errors, jaxprs, naming, op_defs, ordering, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.ops import _definition
 from jaxmeta.plans import Plan as Plan
@@ -69,6 +69,8 @@ class Function:
                 return self(*arguments)
 
             fn.__name__ = fn.__qualname__ = name
+            if "out_shardings" in options:  # shaped like the results, which are a list
+                return jax.jit(fn, **{**options, "out_shardings": [*options["out_shardings"]]})
             return jax.jit(fn, **options)
 
         return self.derived(("jit", name, *sorted(options.items())), make)
@@ -84,10 +86,19 @@ class Function:
 
 
 class Library:
-    """The functions of a graph, by name."""
+    """The functions of a graph, by name.
 
-    def __init__(self, functions: Mapping[str, graph_pb2.FunctionDef]) -> None:
+    Attributes:
+        placement: on which devices the shardings in them are.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, graph_pb2.FunctionDef],
+        placement: shardings.Placement | None = None,
+    ) -> None:
         self._defs = functions
+        self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
 
     def __getitem__(self, name: str) -> Function:

@@ -42,6 +42,21 @@ def jaxpr_constants(jaxpr: Jaxpr) -> list[Any]:
     return list(getattr(jaxpr, "consts", ()))
 
 
+def only_jit(jaxpr: Jaxpr) -> Jaxpr | None:
+    """Returns what an open jaxpr's only equation jits, where it is nothing but that call."""
+    eqns = jaxpr.eqns
+    if len(eqns) != 1 or eqns[0].primitive.name not in ("jit", "pjit"):
+        return None
+    (eqn,) = eqns
+    is_plain = list(eqn.outvars) == list(jaxpr.outvars) and not any(
+        isinstance(atom, jax_core.Literal) for atom in eqn.invars
+    )
+    is_placed = not all(
+        is_unspecified(s) for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
+    )
+    return eqn.params["jaxpr"] if is_plain and not is_placed else None
+
+
 def subjaxprs(eqn: Eqn) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an eqn's parameters."""
     for value in eqn.params.values():
@@ -207,9 +222,43 @@ def primitive(name: str) -> Any:
     return getattr(jax_core.primitives, f"{name}_p")
 
 
+SHARDING_PARAMS: Final = ("sharding", "out_sharding")
+"""The parameters of primitives that say what the sharding of the result is to be."""
+
+
 def is_trivial_sharding(sharding: Any) -> bool:
-    """Returns whether a sharding says nothing: there is none, or its mesh has no axes."""
-    return sharding is None or getattr(getattr(sharding, "mesh", None), "empty", False)
+    """Returns whether a sharding of a result says nothing, for no axis of its mesh is explicit."""
+    mesh = getattr(sharding, "mesh", None)
+    return sharding is None or (
+        mesh is not None and jax.sharding.AxisType.Explicit not in mesh.axis_types
+    )
+
+
+def has_explicit_sharding(eqn: Eqn) -> bool:
+    """Returns whether an eqn is told the sharding of its result, as a part of that one's type."""
+    return eqn.primitive.name != "sharding_constraint" and any(
+        not is_trivial_sharding(eqn.params.get(name)) for name in SHARDING_PARAMS
+    )
+
+
+def jit_shardings(
+    jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """Returns the shardings that a jitted function was given, for each array in and out.
+
+    What was left to the compiler is None.
+    """
+    eqns = [
+        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
+    ]
+    if len(eqns) != 1:  # it was inlined, and had none
+        return [], []
+    params = eqns[0].params
+    ins, outs = (
+        [None if is_unspecified(sharding) else sharding for sharding in params[name]]
+        for name in ("in_shardings", "out_shardings")
+    )
+    return ins, outs
 
 
 def is_unspecified(sharding: Any) -> bool:

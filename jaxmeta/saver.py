@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+import jax
 import numpy as np
 
 from jaxmeta import (
@@ -28,6 +29,7 @@ from jaxmeta.graph import Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.program import Program
 from jaxmeta.session import Session
+from jaxmeta.shardings import Placement
 
 _META_SUFFIX: Final = "meta"
 _STRING_LIST_NAMES: Final = ("tensor_names", "shape_and_slices")
@@ -199,15 +201,27 @@ class Saver:
 
     # --- restoring
 
-    def restore(self, session: Session, save_path: str | os.PathLike[str]) -> None:
+    def restore(
+        self,
+        session: Session,
+        save_path: str | os.PathLike[str],
+        *,
+        shardings: Any = None,
+    ) -> None:
         """Gives the session's variables the values of a checkpoint.
+
+        Args:
+            session: whose variables they are.
+            save_path: what `save` returned.
+            shardings: see `load`; by default all is on one device.
 
         Raises:
             CheckpointError: there is no such checkpoint, or names, shapes or dtypes differ from
                 the graph's; all differences are listed.
         """
         self.wait_until_finished()
-        session.values.update(restore_variables(self.graph, save_path))
+        wanted = program.override_shardings(self.graph, shardings)
+        session.values.update(restore_variables(self.graph, save_path, wanted))
 
 
 def _check_latest_filename(latest_filename: str | None) -> None:
@@ -264,14 +278,27 @@ def import_meta_graph(
     return Saver(target)
 
 
-def load(path: str | os.PathLike[str] | None) -> Program:
+def load(
+    path: str | os.PathLike[str] | None,
+    mesh: jax.sharding.Mesh | None = None,
+    shardings: Any = None,
+) -> Program:
     """Returns the program in a checkpoint: its entry points and its state.
+
+    Arrays that were spread over devices are so again: each device, and each process, reads its
+    own part.
 
     Args:
         path: what `Saver.save` or `latest_checkpoint` returned, the ``.meta`` file beside it, or
             the directory of the ``checkpoint`` file.
+        mesh: takes the place of the recorded mesh; its axes have the same names, any size, or are
+            some of them. Where None, the recorded mesh is made anew if there are exactly as many
+            devices; else all is on one device.
+        shardings: for the state, instead of the recorded ones: one for all, a tree like the state,
+            or a function of a variable's name and `jax.ShapeDtypeStruct`.
 
     Raises:
+        ShardingError: the mesh does not divide the arrays; all such are listed.
         CheckpointError: there is no checkpoint, or it does not fit the graph.
         FormatError: the graph's file is missing, damaged, or of a newer version.
     """
@@ -280,7 +307,9 @@ def load(path: str | os.PathLike[str] | None) -> Program:
     if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
         raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
     target = meta_graph.import_graph(meta_file)
-    physical = restore_variables(target, prefix)
+    placement = Placement(mesh, program.override_shardings(target, shardings))
+    wanted = program.variable_shardings(target, placement)
+    physical = restore_variables(target, prefix, wanted)
     recorded = _recorded_names(target)
     logical = {}
     for name, value in physical.items():
@@ -288,7 +317,7 @@ def load(path: str | os.PathLike[str] | None) -> Program:
             logical[name] = program.logical_value(value, target.variable(name))
         else:
             target.constants[name] = np.asarray(value)
-    return Program(target, logical)
+    return Program(target, logical, placement)
 
 
 def _recorded_names(target: building.Graph) -> set[str]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from jaxmeta import errors, graph, renaming, signature_nodes, trees, values
+from jaxmeta import errors, graph, renaming, shardings, signature_nodes, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.graph import Signature
 
@@ -228,6 +228,7 @@ def _signature_from_proto(
     }
     try:
         updates = facts.get("updates", ())
+        in_shardings, out_shardings = shardings.signature_from_attrs(node.attr)
         return Signature(
             name=name,
             function_name=facts["function_name"].decode(),
@@ -237,6 +238,8 @@ def _signature_from_proto(
             updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
             train_op=facts.get("train_op", b"").decode(),
             result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, errors.JaxmetaError):
@@ -251,6 +254,10 @@ def _check_signature(signature: Signature, target: graph.GraphBuilder) -> None:
     count = len(list(trees.leaves(signature.arguments)))
     if len(signature.donated) != count:
         bad.append(f"{len(signature.donated)} donation flags for {count} arrays")
+    num_results = len(list(trees.leaves(signature.results)))
+    for side, wanted in ((signature.in_shardings, count), (signature.out_shardings, num_results)):
+        if side and len(side) != wanted:
+            bad.append(f"{len(side)} shardings for {wanted} arrays")
     if bad:
         headline = f"signature {signature.name!r} refers to what is not in the graph:"
         raise errors.FormatError(errors.list_offenders(headline, bad))

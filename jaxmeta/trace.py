@@ -18,6 +18,7 @@ from jaxmeta import dtypes, errors, graph, jaxprs, naming, nodes, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered
+from jaxmeta.ops import sharding as sharding_ops
 
 _ADVICE: Final = (
     "Replace them in the traced function; the primitives that have a node form are listed in "
@@ -188,7 +189,10 @@ class Lowerer:
                 reason = _not_lowered.NOT_LOWERED.get(eqn.primitive.name, "it has no node form")
                 raise _NoNodeFormError(reason)
             try:
-                outputs = lowering(self, *inputs, **eqn.params)
+                if jaxprs.has_explicit_sharding(eqn):
+                    outputs = sharding_ops.lower_explicit(self, inputs)
+                else:
+                    outputs = lowering(self, *inputs, **eqn.params)
                 self._check_outputs(eqn, outputs)
             except TypeError as error:
                 if "unexpected keyword argument" in str(error) and not error.__cause__:

@@ -54,18 +54,6 @@ example(lambda x: x + lax.convert_element_type(jaxprs.primitive("copy").bind(0),
 example(lambda x: lax.stop_gradient(x) * x, f32(3))
 
 
-@lowering("device_put")
-def lower_device_put(
-    ctx: LoweringContext, *arrays: Edge, devices: Any, srcs: Any, copy_semantics: Any
-) -> list[Edge]:
-    del srcs, copy_semantics  # where it comes from, and whether it may alias, is not computation
-    if any(device is not None for device in devices):
-        raise ctx.unsupported("device_put to a device or sharding inside the program")
-    return [edge for x in arrays for edge in ctx.node("Identity", x)]
-
-
-example(lambda x: jax.device_put(x) + 1.0, f32(3))
-
 # --- hints to the compiler and to transformations ----------------------------------------------
 
 
