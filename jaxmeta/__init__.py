@@ -82,9 +82,6 @@ from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveErro
 from jaxmeta.freezing import (
     convert_variables_to_constants as convert_variables_to_constants,
 )
-from jaxmeta.graph import Operation as Operation
-from jaxmeta.graph import Tensor as Tensor
-from jaxmeta.graph import Variable as Variable
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes

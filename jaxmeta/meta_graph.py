@@ -51,7 +51,6 @@ def copy_scoped_meta_graph(
             "'from_scope' and 'to_scope' need to be different when performing copy in the same "
             f"graph. Received: 'from_scope': {from_scope}, 'to_scope': {to_scope}."
         )
-<<<<<<< HEAD
     copied, originals = export_scoped_meta_graph(export_scope=from_scope, graph=source)
     variables = import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
     # Arrays that functions closed over are in no MetaGraphDef.
@@ -63,7 +62,3 @@ def copy_scoped_meta_graph(
             if originals[name].op_name in held:
                 holding[variable.op_name] = held[originals[name].op_name]
     return variables
-=======
-    copied, _ = export_scoped_meta_graph(export_scope=from_scope, graph=source)
-    return import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
->>>>>>> sharding

@@ -15,7 +15,14 @@ from jaxmeta.graph import Signature
 
 TREE_PREFIX: Final = "jaxmeta/variables/"
 _METHOD_PREFIX: Final = "jaxmeta/"
-_FACTS: Final = ("function_name", "donated", "updates", "train_op", "result_key_impls")
+_FACTS: Final = (
+    "function_name",
+    "donated",
+    "updates",
+    "train_op",
+    "result_key_impls",
+    "dim_constraints",
+)
 
 
 def rename_tree(tree: trees.Tree, rename: renaming.Rename) -> trees.Tree:
@@ -238,6 +245,7 @@ def _signature_from_proto(
             updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
             train_op=facts.get("train_op", b"").decode(),
             result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+            constraints=tuple(text.decode() for text in facts.get("dim_constraints", ())),
             in_shardings=in_shardings,
             out_shardings=out_shardings,
         )
