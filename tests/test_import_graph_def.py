@@ -398,6 +398,10 @@ MALFORMED = {
     "an attr of another kind": add_attr("T", "i: 3"),
     "a missing attr": first(lambda node: node.attr.pop("T")),
     "an unknown place": add_attr("_class", 'list { s: "loc:@lost" }'),
+    "an index of many digits": set_input("z:" + "9" * 6000),
+    "a function with the name of an op": whole(
+        'library { function { signature { name: "Tanh" } } }'
+    ),
     "a reader of the future": whole("versions { min_consumer: 999999 }"),
     "a writer of before the first": whole("versions { producer: -1 }"),
     "a bad reader": whole("versions { bad_consumers: 2474 }"),

@@ -582,3 +582,34 @@ def test_missing_and_damaged_files_are_os_errors(tmp_path):
     (tmp_path / "bad.meta").write_bytes(b"\xff\xfe not a graph")
     with pytest.raises(OSError, match="cannot be parsed"):
         jm.read_meta_graph_file(tmp_path / "bad.meta")
+
+
+@pytest.mark.parametrize(
+    ("attr", "value"),
+    [
+        ("_jax_updates", {"list": {"i": [0]}}),
+        ("_jax_updates", {"list": {"i": [7, 0]}}),
+        ("_jax_updates", {"list": {"i": [0, 7]}}),
+        ("_jax_train_op", {"s": b"lost"}),
+        ("_jax_function_name", {"i": 3}),
+        ("_jax_function_name", {"s": b"\xff"}),
+        ("_jax_signature", {"s": b"\xff"}),
+        ("_jax_donated", {"list": {"b": [True]}}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scope", [None, "a"])
+def test_signature_with_other_facts_than_its_trees_is_refused(attr, value, scope):
+    source, _ = make_program(1.0, 2)
+    proto = jm.export_meta_graph(graph=source)
+    (call,) = [node for node in proto.graph_def.node if node.name == "train"]
+    call.attr[attr].CopyFrom(graph_pb2.AttrValue(**value))
+    with pytest.raises(errors.FormatError):
+        jm.import_scoped_meta_graph(proto, graph=jm.Graph(), import_scope=scope)
+
+
+@pytest.mark.parametrize("scope", ["/etc", "a b", "_a", "a\0b", 3])
+def test_scope_that_is_no_name_is_refused(scope):
+    proto = jm.export_meta_graph(graph=make_program(1.0, 2)[0])
+    with pytest.raises(errors.JaxmetaError):
+        jm.import_scoped_meta_graph(proto, graph=jm.Graph(), import_scope=scope)
