@@ -613,3 +613,29 @@ def test_scope_that_is_no_name_is_refused(scope):
     proto = jm.export_meta_graph(graph=make_program(1.0, 2)[0])
     with pytest.raises(errors.JaxmetaError):
         jm.import_scoped_meta_graph(proto, graph=jm.Graph(), import_scope=scope)
+
+
+def test_graph_of_two_imports_is_saved_and_loaded_as_one_program(both, tmp_path):
+    graph, held, steps = both
+    graph.constants.update({k: np.asarray(v) for k, v in held.items() if "constant" in k})
+    state = {name: make_state(width) for name, (_, width) in PROGRAMS.items()}
+    with jm.Saver(graph) as writer:
+        prefix = writer.save(state, tmp_path / "both", global_step=2)
+    run = jm.load(prefix)
+    found = run.state
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    for name in PROGRAMS:
+        expected = jax.jit(steps[name])(state[name], X)
+        result = run[f"{name}/train"](found[name], X)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+def test_loaded_program_under_a_scope_is_differentiated_as_the_original():
+    source, _ = make_program(1.0, 2)
+    graph = jm.Graph()
+    meta_graph.add_meta_graph(jm.export_meta_graph(graph=source), graph, import_scope="a")
+    predict = jm.Program(graph, {})["a/predict"]
+    state = make_state(2)
+    found = jax.grad(lambda x: predict(state, x).sum())(jnp.asarray(X))
+    expected = jax.grad(lambda x: jax.nn.silu(x @ state["params"]["w"]).sum())(jnp.asarray(X))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
