@@ -232,7 +232,7 @@ def collection_from_proto(
             if from_proto is not None:
                 yield _object_from_bytes(name, content, from_proto, rename)
             else:
-                yield content if rename.is_identity else _rename_bytes(content, target, rename)
+                yield content if rename.is_identity else _rename_text(content, rename)
     elif kind is not None:
         yield from getattr(proto, kind).value
 
@@ -277,13 +277,14 @@ def parse_item(collection: str, content: bytes, proto_type: type[message.Message
         ) from None
 
 
-def _rename_bytes(content: bytes, target: building.Graph, rename: renaming.Renaming) -> bytes:
-    """Returns a string that names what was imported under its new name, any other as it is."""
+def _rename_text(content: bytes, rename: renaming.Renaming) -> str | bytes:
+    """Returns a string inside the scope, as TensorFlow does; what is not text stays as it is."""
     try:
-        renamed = rename(content.decode())
+        text = content.decode()
     except UnicodeDecodeError:
         return content
-    return renamed.encode() if renamed.split(":")[0] in target.nodes else content
+    renamed = rename(text)
+    return renamed if text.isprintable() and renamed != text else content
 
 
 def _structure_from_bytes(content: bytes) -> Any:

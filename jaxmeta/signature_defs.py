@@ -249,6 +249,14 @@ def _check_signature(signature: Signature, target: graph.GraphBuilder) -> None:
     for side, wanted in ((signature.in_shardings, count), (signature.out_shardings, num_results)):
         if side and len(side) != wanted:
             bad.append(f"{len(side)} shardings for {wanted} arrays")
+    if signature.train_op and signature.train_op not in target.nodes:
+        bad.append(signature.train_op)
+    for result, argument in signature.updates:
+        try:
+            signature_nodes.result_subtree(signature.results, result)
+            signature_nodes.argument_tree(signature.arguments, argument)
+        except errors.GraphError as error:
+            bad.append(str(error))
     if bad:
         headline = f"signature {signature.name!r} refers to what is not in the graph:"
         raise errors.FormatError(errors.list_offenders(headline, bad))
