@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import add_to_collection as add_to_collection
 from jaxmeta.building import get_collection as get_collection

@@ -46,7 +46,10 @@ ROWS = (
     ("collection_defs",),
     ("meta_graph", "node_differences"),
     ("differences",),
-    ("session",),
+    ("saveables",),
+    ("saver_nodes",),
+    ("session", "saved_values"),
+    ("saver_arguments",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names
     ("command_line",),
