@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, graph, printing, signature_nodes, trees, values
+from jaxmeta import dtypes, errors, graph, jaxprs, printing, signature_nodes, trees, values
 from jaxmeta.graph import Signature, Variable
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
@@ -107,9 +107,10 @@ class Graph(graph.GraphBuilder):
                 f"arguments hold {len(flat)}; bind static arguments first, as with "
                 "functools.partial"
             )
+        placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
         scope = signature_nodes.SignatureNodes(self, name, fn, flat)
         call_outputs = scope.add_call(traced)
-        signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs)
+        signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr
         for attr_name, value in signature_nodes.signature_attrs(signature).items():
             values.write_attr(attrs[attr_name], value)

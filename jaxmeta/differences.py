@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from jaxmeta import building, meta_graph, node_differences, printing, trees, values
+from jaxmeta import building, meta_graph, node_differences, printing, signature_defs, trees, values
 from jaxmeta._proto import meta_graph_pb2
 
 MetaGraph: TypeAlias = meta_graph_pb2.MetaGraphDef | building.Graph | str | os.PathLike[str]
@@ -140,8 +140,8 @@ def _compare_signatures(*protos: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
 
 
 def _signature_title(name: str) -> str:
-    is_state = name.startswith(meta_graph.TREE_PREFIX)
-    return f"state {name.removeprefix(meta_graph.TREE_PREFIX)}".strip() if is_state else name
+    is_state = name.startswith(signature_defs.TREE_PREFIX)
+    return f"state {name.removeprefix(signature_defs.TREE_PREFIX)}".strip() if is_state else name
 
 
 def _leaves(concrete: meta_graph_pb2.SavedConcreteFunction) -> dict[str, str]:

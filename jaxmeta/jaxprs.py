@@ -55,6 +55,8 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     if not isinstance(atom, jax_core.Literal):
         return None
     aval: Any = atom.aval
+    if is_float0(aval.dtype):
+        return np.zeros(aval.shape, np.bool_)
     return np.asarray(atom.val, dtype=aval.dtype)
 
 
@@ -66,6 +68,11 @@ def is_drop_var(var: Any) -> bool:
 def is_key_dtype(dtype: Any) -> bool:
     """Returns whether a dtype is that of typed PRNG keys."""
     return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_float0(dtype: Any) -> bool:
+    """Returns whether a dtype is that of the tangents of integers, which hold nothing."""
+    return bool(dtype == jax.dtypes.float0)
 
 
 @functools.cache
@@ -82,7 +89,12 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data."""
+    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data.
+
+    Tangents of integers are bools, as XLA has them.
+    """
+    if is_float0(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, np.bool_)
     if is_key_dtype(aval.dtype):
         _, data_shape = key_layout(aval.dtype)
         return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
@@ -195,14 +207,58 @@ def primitive(name: str) -> Any:
     return getattr(jax_core.primitives, f"{name}_p")
 
 
+SHARDING_PARAMS: Final = ("sharding", "out_sharding")
+"""The parameters of primitives that say what the sharding of the result is to be."""
+
+
 def is_trivial_sharding(sharding: Any) -> bool:
-    """Returns whether a sharding says nothing: there is none, or its mesh has no axes."""
-    return sharding is None or getattr(getattr(sharding, "mesh", None), "empty", False)
+    """Returns whether a sharding of a result says nothing, for no axis of its mesh is explicit."""
+    mesh = getattr(sharding, "mesh", None)
+    return sharding is None or (
+        mesh is not None and jax.sharding.AxisType.Explicit not in mesh.axis_types
+    )
+
+
+def has_explicit_sharding(eqn: Eqn) -> bool:
+    """Returns whether an eqn is told the sharding of its result, as a part of that one's type."""
+    return eqn.primitive.name != "sharding_constraint" and any(
+        not is_trivial_sharding(eqn.params.get(name)) for name in SHARDING_PARAMS
+    )
+
+
+def jit_shardings(
+    jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """Returns the shardings that a jitted function was given, for each array in and out.
+
+    What was left to the compiler is None.
+    """
+    eqns = [
+        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
+    ]
+    if len(eqns) != 1:  # it was inlined, and had none
+        return [], []
+    params = eqns[0].params
+    ins, outs = (
+        [None if is_unspecified(sharding) else sharding for sharding in params[name]]
+        for name in ("in_shardings", "out_shardings")
+    )
+    return ins, outs
 
 
 def is_unspecified(sharding: Any) -> bool:
     """Returns whether a sharding of jit was left to the compiler."""
     return type(sharding).__name__ == "UnspecifiedValue"
+
+
+def takes_literals(eqn: Eqn) -> bool:
+    """Returns whether an operand of an eqn is a literal."""
+    return any(isinstance(atom, jax_core.Literal) for atom in eqn.invars)
+
+
+def holds_tracers(jaxpr: Jaxpr) -> bool:
+    """Returns whether a jaxpr closes over values of a trace that has ended."""
+    return any(isinstance(value, jax.core.Tracer) for value in jaxpr_constants(jaxpr))
 
 
 def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+import jax
 import numpy as np
 
 from jaxmeta import (
@@ -32,6 +33,7 @@ from jaxmeta.saveables import Saveable
 from jaxmeta.saver_arguments import ORBAX, TENSOR_BUNDLE
 from jaxmeta.saver_nodes import SaverOptions
 from jaxmeta.session import Session
+from jaxmeta.shardings import Placement
 
 _META_SUFFIX: Final = "meta"
 _NAME_FIELDS: Final = ("filename_tensor_name", "save_tensor_name", "restore_op_name")
@@ -370,22 +372,44 @@ class Saver:
     def export_meta_graph(
         self,
         filename: str | os.PathLike[str] | None = None,
-        collection_list: list[str] | None = None,
+        collection_list: Sequence[str] | None = None,
         as_text: bool = False,
+        export_scope: str | None = None,
+        clear_devices: bool = False,
+        clear_extraneous_savers: bool = False,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
     ) -> meta_graph_pb2.MetaGraphDef:
         """Returns the graph with this saver as a MetaGraphDef; see `export_meta_graph`."""
         return meta_graph.export_meta_graph(
-            filename, collection_list, as_text, self.graph, self.as_saver_def()
+            filename,
+            saver_def=self.as_saver_def(),
+            collection_list=collection_list,
+            as_text=as_text,
+            graph=self.graph,
+            export_scope=export_scope,
+            clear_devices=clear_devices,
+            clear_extraneous_savers=clear_extraneous_savers,
+            strip_default_attrs=strip_default_attrs,
+            save_debug_info=save_debug_info,
         )
 
     # --- restoring
 
-    def restore(self, sess: Any, save_path: str | os.PathLike[str] | None) -> Any:
+    def restore(
+        self,
+        sess: Any,
+        save_path: str | os.PathLike[str] | None,
+        *,
+        shardings: Any = None,
+    ) -> Any:
         """Gives a session's variables the values of a checkpoint.
 
         Args:
             sess: the session; or a tree as `save` takes it, of arrays or `jax.ShapeDtypeStruct`.
-            save_path: an Orbax directory, a TensorBundle, or a V1 checkpoint.
+            save_path: what `save` returned: an Orbax directory, a TensorBundle, or a V1
+                checkpoint.
+            shardings: see `load`; by default all is on one device.
 
         Returns:
             None, or the tree with the restored arrays; what the saver does not save stays.
@@ -400,7 +424,8 @@ class Saver:
         self.wait_until_finished()
         if not found:
             return None
-        restored = saved_values.restore(found, _check_checkpoint(save_path))
+        wanted = program.override_shardings(self.graph, shardings)
+        restored = saved_values.restore(found, _check_checkpoint(save_path), wanted)
         if isinstance(sess, Session):
             sess.values.update(restored)
             return None
@@ -431,9 +456,19 @@ def restore_variables(
 
 
 def import_meta_graph(
-    meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
+    meta_graph_or_file: meta_graph.MetaGraphOrFile,
+    clear_devices: bool = False,
+    import_scope: str | None = None,
+    **kwargs: Any,
 ) -> Saver | None:
     """Adds a MetaGraphDef to the default graph and returns a saver for its variables.
+
+    Args:
+        meta_graph_or_file: the MetaGraphDef, or the file that holds it.
+        clear_devices: whether nodes lose their device.
+        import_scope: a scope for all that is imported.
+        **kwargs: input_map, unbound_inputs_col_name, restore_collections_predicate and
+            return_elements, as in `meta_graph.import_scoped_meta_graph`.
 
     Returns:
         The saver of its ``saver_def``; where it has none, one of all the graph's variables, or
@@ -443,25 +478,39 @@ def import_meta_graph(
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
     target = building.get_default_graph()
-    target.saver_def = None
-    return imported_saver(meta_graph.import_graph(meta_graph_or_file, target))
-
-
-def imported_saver(target: building.Graph) -> Saver | None:
-    """Returns the saver of a graph that was imported; see `import_meta_graph`."""
-    if target.saver_def is not None:
-        return Saver(saver_def=target.saver_def, graph=target)
+    imported = meta_graph.add_meta_graph(
+        meta_graph_or_file,
+        target,
+        clear_devices=clear_devices,
+        import_scope=import_scope,
+        **kwargs,
+    )
+    if imported.saver_def is not None:
+        return Saver(saver_def=imported.saver_def, graph=target)
     return Saver(target) if saveables.of_graph(target) else None
 
 
-def load(path: str | os.PathLike[str] | None) -> Program:
+def load(
+    path: str | os.PathLike[str] | None,
+    mesh: jax.sharding.Mesh | None = None,
+    shardings: Any = None,
+) -> Program:
     """Returns the program in a checkpoint: its entry points and its state.
+
+    Arrays that were spread over devices are so again: each device, and each process, reads its
+    own part.
 
     Args:
         path: what `Saver.save` or `latest_checkpoint` returned, the ``.meta`` file beside it, or
             the directory of the ``checkpoint`` file.
+        mesh: takes the place of the recorded mesh; its axes have the same names, any size, or are
+            some of them. Where None, the recorded mesh is made anew if there are exactly as many
+            devices; else all is on one device.
+        shardings: for the state, instead of the recorded ones: one for all, a tree like the state,
+            or a function of a variable's name and `jax.ShapeDtypeStruct`.
 
     Raises:
+        ShardingError: the mesh does not divide the arrays; all such are listed.
         CheckpointError: there is no checkpoint, or it does not fit the graph.
         FormatError: the graph's file is missing, damaged, or of a newer version.
     """
@@ -470,7 +519,9 @@ def load(path: str | os.PathLike[str] | None) -> Program:
     if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
         raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
     target = meta_graph.import_graph(meta_file)
-    physical = restore_variables(target, prefix)
+    placement = Placement(mesh, program.override_shardings(target, shardings))
+    wanted = program.variable_shardings(target, placement)
+    physical = restore_variables(target, prefix, wanted)
     recorded = _recorded_names(target)
     logical = {}
     for name, value in physical.items():
@@ -478,7 +529,7 @@ def load(path: str | os.PathLike[str] | None) -> Program:
             logical[name] = program.logical_value(value, target.variable(name))
         else:
             target.constants[name] = np.asarray(value)
-    return Program(target, logical)
+    return Program(target, logical, placement)
 
 
 def _check_checkpoint(save_path: str | os.PathLike[str] | None) -> str:

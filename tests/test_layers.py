@@ -16,10 +16,12 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
-    ("dtypes", "naming", "op_defs", "ordering"),
+    ("default_sessions", "queue_resources", "variable_store"),
+    ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
     ("values", "xla_attrs", "jaxprs", "eqn_params"),
-    ("binding",),
-    ("trees",),
+    ("function_library", "graph_transforms"),
+    ("binding", "control_flow_contexts"),
+    ("shardings", "trees"),
     ("specs", "nodes"),
     ("graph",),
     ("printing",),
@@ -28,7 +30,9 @@ ROWS = (
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
     ("ops.<family>",),
     ("ops",),
-    ("trace", "executor"),
+    ("plans",),
+    ("trace", "executor", "compiling"),
+    ("segments", "inlining"),
     ("signature_nodes",),
     ("building",),
     ("event_files",),
@@ -43,11 +47,15 @@ ROWS = (
     ("checkpoint.reader",),
     ("checkpoint.restoring",),
     ("checkpoint",),
-    ("collection_defs",),
-    ("meta_graph", "node_differences"),
+    ("meta_graph_file", "graph_def_checks", "node_differences"),
+    ("collection_defs", "signature_defs", "graph_def_import"),
+    ("meta_graph_import",),
+    ("meta_graph_export",),
+    ("meta_graph",),
     ("differences",),
     ("saveables",),
     ("saver_nodes",),
+    ("fetches",),
     ("session", "saved_values"),
     ("saver_arguments",),
     ("saver",),
@@ -57,6 +65,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
+assert len(ROW_OF) == sum(map(len, ROWS)), "a module stands in two rows"
 # What a checkpoint knows: names and arrays, no graphs.
 CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
