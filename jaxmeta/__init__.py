@@ -57,6 +57,7 @@ from jaxmeta.graph import Variable as Variable
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
+from jaxmeta.loading import load as load
 from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
@@ -66,7 +67,6 @@ from jaxmeta.meta_graph_file import write_graph as write_graph
 from jaxmeta.program import Program as Program
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.saver import load as load
 from jaxmeta.session import Session as Session
 
 __version__ = "0.1.0"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
-
-import jax
-import numpy as np
 
 from jaxmeta import (
     building,
@@ -21,21 +17,20 @@ from jaxmeta import (
     saved_values,
     saver_arguments,
     saver_nodes,
-    trees,
 )
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.checkpoint import atomic, retention, state
 from jaxmeta.checkpoint.background import BackgroundWriter
 from jaxmeta.checkpoint.orbax import CheckpointWriter
 from jaxmeta.checkpoint.tensor_bundle import TensorBundleWriter
-from jaxmeta.program import Program
+from jaxmeta.loading import META_SUFFIX, describe_neighbours
+from jaxmeta.loading import load as load
+from jaxmeta.loading import restore_variables as restore_variables
 from jaxmeta.saveables import Saveable
 from jaxmeta.saver_arguments import ORBAX, TENSOR_BUNDLE
 from jaxmeta.saver_nodes import SaverOptions
 from jaxmeta.session import Session
-from jaxmeta.shardings import Placement
 
-_META_SUFFIX: Final = "meta"
 _NAME_FIELDS: Final = ("filename_tensor_name", "save_tensor_name", "restore_op_name")
 _WRITERS: Final[dict[str, type[BackgroundWriter]]] = {
     ORBAX: CheckpointWriter,
@@ -230,7 +225,7 @@ class Saver:
         save_path: str | os.PathLike[str],
         global_step: Any = None,
         latest_filename: str | None = None,
-        meta_graph_suffix: str = _META_SUFFIX,
+        meta_graph_suffix: str = META_SUFFIX,
         write_meta_graph: bool = True,
         write_state: bool = True,
     ) -> str | None:
@@ -427,32 +422,9 @@ class Saver:
         wanted = program.override_shardings(self.graph, shardings)
         restored = saved_values.restore(found, _check_checkpoint(save_path), wanted)
         if isinstance(sess, Session):
-            sess.values.update(restored)
+            sess.values.adopt(restored)
             return None
         return saved_values.replace_values(self.graph, sess, restored)
-
-
-def restore_variables(
-    target: building.Graph,
-    save_path: str | os.PathLike[str],
-    shardings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the values of the variables of a graph from a checkpoint, as the graph holds them.
-
-    These are the ones that the graph's saver saves, and those of its states.
-    """
-    known = []
-    if target.saver_def is not None:
-        known = saver_nodes.read_saver_nodes(target, target.saver_def)
-    covered = {saveable.variable.op_name for saveable in known}
-    others = list(map(target.variable, _recorded_names(target)))
-    others += saveables.of_graph(target)
-    others = [variable for variable in others if variable.op_name not in covered]
-    own = saveables.collect(list(dict.fromkeys(others)))
-    return saved_values.restore([*known, *own], os.fspath(save_path), shardings)
-
-
-# --- from files --------------------------------------------------------------------------------
 
 
 def import_meta_graph(
@@ -490,48 +462,6 @@ def import_meta_graph(
     return Saver(target) if saveables.of_graph(target) else None
 
 
-def load(
-    path: str | os.PathLike[str] | None,
-    mesh: jax.sharding.Mesh | None = None,
-    shardings: Any = None,
-) -> Program:
-    """Returns the program in a checkpoint: its entry points and its state.
-
-    Arrays that were spread over devices are so again: each device, and each process, reads its
-    own part.
-
-    Args:
-        path: what `Saver.save` or `latest_checkpoint` returned, the ``.meta`` file beside it, or
-            the directory of the ``checkpoint`` file.
-        mesh: takes the place of the recorded mesh; its axes have the same names, any size, or are
-            some of them. Where None, the recorded mesh is made anew if there are exactly as many
-            devices; else all is on one device.
-        shardings: for the state, instead of the recorded ones: one for all, a tree like the state,
-            or a function of a variable's name and `jax.ShapeDtypeStruct`.
-
-    Raises:
-        ShardingError: the mesh does not divide the arrays; all such are listed.
-        CheckpointError: there is no checkpoint, or it does not fit the graph.
-        FormatError: the graph's file is missing, damaged, or of a newer version.
-    """
-    prefix = _find_prefix(path)
-    meta_file = f"{prefix}.{_META_SUFFIX}"
-    if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
-        raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
-    target = meta_graph.import_graph(meta_file)
-    placement = Placement(mesh, program.override_shardings(target, shardings))
-    wanted = program.variable_shardings(target, placement)
-    physical = restore_variables(target, prefix, wanted)
-    recorded = _recorded_names(target)
-    logical = {}
-    for name, value in physical.items():
-        if name in recorded:
-            logical[name] = program.logical_value(value, target.variable(name))
-        else:
-            target.constants[name] = np.asarray(value)
-    return Program(target, logical, placement)
-
-
 def _check_checkpoint(save_path: str | os.PathLike[str] | None) -> str:
     if save_path is None:
         raise errors.CheckpointError("Can't load save_path when it is None.")
@@ -539,7 +469,7 @@ def _check_checkpoint(save_path: str | os.PathLike[str] | None) -> str:
     if not state.checkpoint_exists(prefix):
         raise errors.CheckpointError(
             f"The passed save_path is not a valid checkpoint: {prefix}; "
-            f"{_describe_neighbours(prefix)}"
+            f"{describe_neighbours(prefix)}"
         )
     return prefix
 
@@ -550,34 +480,3 @@ def _modified(prefix: str) -> float | None:
 
 def _identity(saveable: Saveable) -> tuple[str, str, str, bool]:
     return saveable.name, saveable.variable.op_name, saveable.slice_spec, saveable.reshape
-
-
-def _recorded_names(target: building.Graph) -> set[str]:
-    return {leaf.name for tree in target.state_trees.values() for leaf in trees.leaves(tree)}
-
-
-def _describe_neighbours(prefix: str) -> str:
-    directory, name = os.path.split(prefix)
-    try:
-        names = os.listdir(directory or ".")
-    except OSError:
-        return f"the directory {directory} is not there either"
-    close = difflib.get_close_matches(name, names)
-    return f"close: {', '.join(sorted(close))}" if close else f"{directory} has nothing like it"
-
-
-def _find_prefix(path: str | os.PathLike[str] | None) -> str:
-    if path is None:
-        raise errors.CheckpointError(
-            "there is no checkpoint to load: latest_checkpoint() found none. Is the directory "
-            "right, and did a save finish?"
-        )
-    name = os.fspath(path)
-    if name.endswith(f".{_META_SUFFIX}"):
-        return name.removesuffix(f".{_META_SUFFIX}")
-    if os.path.isfile(os.path.join(name, "checkpoint")):
-        latest = state.latest_checkpoint(name)
-        if latest is None:
-            raise errors.CheckpointError(f"{name}: its 'checkpoint' file names no checkpoint")
-        return latest
-    return name.rstrip(os.sep)

@@ -57,6 +57,7 @@ ROWS = (
     ("saver_nodes",),
     ("fetches",),
     ("session", "saved_values"),
+    ("loading",),
     ("saver_arguments",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names
