@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import get_default_graph as get_default_graph
 from jaxmeta.building import reset_default_graph as reset_default_graph
@@ -85,6 +86,7 @@ from jaxmeta.freezing import (
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
+from jaxmeta.loading import load as load
 from jaxmeta.handles import Operation as Operation
 from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.handles import Tensor as Tensor

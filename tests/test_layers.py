@@ -145,6 +145,17 @@ ROWS = (
     ("meta_graph_import",),
     ("meta_graph_export",),
     ("meta_graph",),
+    ("differences",),
+    ("saveables",),
+    ("saver_nodes",),
+    ("fetches",),
+    ("session", "saved_values"),
+    ("loading",),
+    ("saver_arguments",),
+    ("saver",),
+    ("",),  # jaxmeta itself: the public names
+    ("command_line",),
+    ("command_line.<command>",),
     (
         "differences",
         "saver",
