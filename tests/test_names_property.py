@@ -20,7 +20,9 @@ LEAF = st.one_of(
     st.tuples(st.just("variable"), st.one_of(st.none(), NAMES.filter(lambda n: n[-1] != "/"))),
     st.tuples(st.just("group"), st.one_of(st.none(), NAMES.filter(lambda n: n[-1] != "/"))),
     st.tuples(st.just("no_op"), st.none()),
-    st.tuples(st.just("operator"), st.sampled_from(sorted("+-*/@<>[|") + ["neg", "abs", "r+", "vec"])),
+    st.tuples(
+        st.just("operator"), st.sampled_from(sorted("+-*/@<>[|") + ["neg", "abs", "r+", "vec"])
+    ),
     st.tuples(st.just("assign"), st.sampled_from(["assign", "assign_add", "assign_sub"])),
     st.tuples(st.just("unique"), NAMES.filter(lambda n: n[-1] != "/")),
     st.tuples(st.just("import"), st.one_of(st.none(), st.sampled_from(["a", "imported", "b"]))),
@@ -120,7 +122,12 @@ class _Side:
 
     def described(self) -> list[tuple[Any, ...]]:
         return [
-            (op.name, op.type, [t.name for t in op.inputs], sorted(c.name for c in op.control_inputs))
+            (
+                op.name,
+                op.type,
+                [t.name for t in op.inputs],
+                sorted(c.name for c in op.control_inputs),
+            )
             for op in self.graph.get_operations()
         ]
 
