@@ -54,23 +54,34 @@ from jaxmeta.construction import trainable_variables as trainable_variables
 from jaxmeta.construction import variables_initializer as variables_initializer
 from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
+from jaxmeta.coordinator import Coordinator as Coordinator
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
+from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import FeedError as FeedError
+from jaxmeta.errors import FeedTypeError as FeedTypeError
 from jaxmeta.errors import FinalizedGraphError as FinalizedGraphError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
 from jaxmeta.errors import GraphTypeError as GraphTypeError
+from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
 from jaxmeta.errors import NameTakenError as NameTakenError
+from jaxmeta.errors import OperationError as OperationError
+from jaxmeta.errors import OutOfRangeError as OutOfRangeError
+from jaxmeta.errors import SessionError as SessionError
 from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxmeta.freezing import (
+    convert_variables_to_constants as convert_variables_to_constants,
+)
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
@@ -85,9 +96,17 @@ from jaxmeta.meta_graph import import_scoped_meta_graph as import_scoped_meta_gr
 from jaxmeta.meta_graph import read_meta_graph_file as read_meta_graph_file
 from jaxmeta.meta_graph_file import write_graph as write_graph
 from jaxmeta.program import Program as Program
+from jaxmeta.queue_runner import QueueRunner as QueueRunner
+from jaxmeta.queue_runner import add_queue_runner as add_queue_runner
+from jaxmeta.queue_runner import start_queue_runners as start_queue_runners
+from jaxmeta.queues import FIFOQueue as FIFOQueue
+from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
+from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
 from jaxmeta.saver import load as load
+from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
+from jaxmeta.session import get_default_session as get_default_session
 
 __version__ = "0.1.0"

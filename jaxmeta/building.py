@@ -97,7 +97,8 @@ class Graph(graph.GraphBuilder):
                 donation; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
-                by argument and path.
+                by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
+                that name them: the function then takes arrays of any such size.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
@@ -111,11 +112,16 @@ class Graph(graph.GraphBuilder):
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
         signature_nodes.check_updates_exist(name, pairs, len(args))
+        args, kwargs = signature_nodes.symbolize((args, kwargs))
         leaf_specs = jax.tree.map(
             signature_nodes.leaf_spec, (args, kwargs), is_leaf=signature_nodes.is_handle
         )
-        signature_nodes.refuse_symbolic_dimensions(name, leaf_specs)
-        traced = _trace(fn, leaf_specs[0], leaf_specs[1], tuple(pairs.values()) if donate else ())
+        try:
+            donated = tuple(pairs.values()) if donate else ()
+            traced = _trace(fn, leaf_specs[0], leaf_specs[1], donated)
+        except Exception as error:
+            signature_nodes.explain_symbolic_failure(error, name, leaf_specs)
+            raise
         with_donation = jax.tree.leaves(traced.args_info)
         flat, _ = jax.tree_util.tree_flatten_with_path(
             (args, kwargs), is_leaf=signature_nodes.is_handle

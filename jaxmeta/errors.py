@@ -23,8 +23,8 @@
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
     ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
     ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
-    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
-    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ OutOfRangeError(EOFError)      a queue is closed and has not enough elements
+    │  ├─ CancelledError(RuntimeError)   a queue or session was closed while it was waited for
     │  ├─ DeadlineExceededError(TimeoutError)
     │  │                                 a run waited longer than it was allowed to
     │  └─ InvalidArgumentError(ValueError)
@@ -120,11 +120,11 @@ class OperationError(JaxmetaError, RuntimeError):
     """An operation failed on the values that it was given."""
 
 
-class OutOfRangeError(OperationError):
+class OutOfRangeError(OperationError, EOFError):
     """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
 
 
-class CancelledError(OperationError):
+class CancelledError(OperationError, RuntimeError):
     """A queue is closed to what was put in, or the session was closed while a run waited."""
 
 

@@ -47,6 +47,7 @@ class Signature:
         train_op: the operation that runs it and assigns, or empty.
         result_key_impls: for each leaf of the results, the PRNG implementation where it is a typed
             key, else empty; no entries where none is.
+        constraints: what has to hold of its symbolic dimensions, such as ``batch >= 8``.
         in_shardings, out_shardings: for each leaf of the arguments and of the results, the
             sharding that `jax.jit` was given, or None; no entries where it was given none.
     """
@@ -59,6 +60,7 @@ class Signature:
     updates: tuple[tuple[int, int], ...] = ()
     train_op: str = ""
     result_key_impls: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
     in_shardings: tuple[shardings.Recorded | None, ...] = ()
     out_shardings: tuple[shardings.Recorded | None, ...] = ()
 
@@ -295,6 +297,11 @@ class GraphBuilder(ElementContainer):
     def add_variable(self, path: str, leaf: Any, *, is_trainable: bool) -> Variable:
         """Adds a variable for an array, with the nodes that read it and give it a first value."""
         impl, aval = specs.physical(leaf)
+        if not all(isinstance(size, (int, np.integer)) for size in aval.shape):
+            raise errors.GraphError(
+                f"the variable {path!r} has the shape {tuple(aval.shape)}; the sizes of variables "
+                "have to be numbers"
+            )
         dtype = np.dtype(aval.dtype)
         op_name = self.unique_name(naming.clean_name(path), mark=False)
         attrs = {"dtype": dtype, "shape": aval.shape, "shared_name": op_name}

@@ -16,6 +16,8 @@ import numpy as np
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
+from jaxmeta import dimensions
+
 Jaxpr = Any
 Eqn = Any
 Atom = Any
@@ -63,6 +65,22 @@ def subjaxprs(eqn: Eqn) -> Iterator[Jaxpr]:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if is_jaxpr(item):
                 yield item
+
+
+def is_symbolic(jaxpr: Jaxpr) -> bool:
+    """Returns whether shapes or parameters in a jaxpr have symbolic dimensions."""
+    opened = open_jaxpr(jaxpr)
+    variables = [*opened.constvars, *opened.invars]
+    if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in variables):
+        return True
+    for eqn in opened.eqns:
+        if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in eqn.outvars):
+            return True
+        if any(map(dimensions.is_symbolic, eqn.params.values())):
+            return True
+        if any(map(is_symbolic, subjaxprs(eqn))):
+            return True
+    return False
 
 
 def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:

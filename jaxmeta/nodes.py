@@ -14,6 +14,8 @@ from jaxmeta._proto import graph_pb2
 
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
+DIMS_ATTR: Final = "_jax_dims"  # on a placeholder: its sizes as text, where some are symbolic
+DIMENSION_ATTR: Final = "_jax_dimension"  # on a function's argument: which dimension's size it is
 
 
 @dataclasses.dataclass(slots=True)
@@ -181,16 +183,21 @@ class FunctionBody(NodeContainer):
         self.function.signature.name = name
 
     def add_argument(
-        self, name: str, number: int, shape: values.Shape | None, key_impl: str = ""
+        self,
+        name: str,
+        number: int,
+        shape: values.Shape | None,
+        key_impl: str = "",
+        dimension: str = "",
     ) -> Edge:
         """Adds an argument and returns it as an edge."""
         name = self._names.unique(naming.clean_name(name.replace("/", "_")) or "arg")
         argument = self.function.signature.input_arg.add(name=name)
         argument.type = number  # type: ignore[assignment]
-        if key_impl:
-            index = len(self.function.signature.input_arg) - 1
-            attrs = self.function.arg_attr[index].attr
-            values.write_attr(attrs[KEY_IMPL_ATTR], key_impl)
+        for attr, value in ((KEY_IMPL_ATTR, key_impl), (DIMENSION_ATTR, dimension)):
+            if value:
+                index = len(self.function.signature.input_arg) - 1
+                values.write_attr(self.function.arg_attr[index].attr[attr], value)
         return Edge(name, number, shape)
 
     def finish(self, outputs: Sequence[Edge]) -> graph_pb2.FunctionDef:
