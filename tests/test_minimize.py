@@ -146,13 +146,15 @@ def test_what_an_imported_graph_infers_is_trained(rng, tmp_path):
         prefix = saver.save(params, str(tmp_path / "inference"))
     with jm.Graph().as_default(), jm.Session() as session:
         saver = jm.import_meta_graph(f"{prefix}.meta")
+        saver.restore(session, prefix)
+        restored = jm.global_variables()
         y = jm.placeholder("float32", [8, 2], name="y")
         predicted = jm.get_default_graph().get_tensor_by_name("predict:0")
         assert predicted.shape == (8, 2)
         loss = jm.call(lambda a, b: jnp.mean((a - b) ** 2), predicted, y)
         train_op = jm.minimize(loss, optax.adam(0.01))
-        session.run(jm.global_variables_initializer())
-        saver.restore(session, prefix)
+        slots = [v for v in jm.global_variables() if v not in restored]
+        session.run(jm.variables_initializer(slots))
         found = [float(session.run([loss, train_op], {"x:0": x, "y:0": y})[0]) for x, y in data]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
