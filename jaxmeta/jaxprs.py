@@ -44,6 +44,21 @@ def jaxpr_constants(jaxpr: Jaxpr) -> list[Any]:
     return list(getattr(jaxpr, "consts", ()))
 
 
+def only_jit(jaxpr: Jaxpr) -> Jaxpr | None:
+    """Returns what an open jaxpr's only equation jits, where it is nothing but that call."""
+    eqns = jaxpr.eqns
+    if len(eqns) != 1 or eqns[0].primitive.name not in ("jit", "pjit"):
+        return None
+    (eqn,) = eqns
+    is_plain = list(eqn.outvars) == list(jaxpr.outvars) and not any(
+        isinstance(atom, jax_core.Literal) for atom in eqn.invars
+    )
+    is_placed = not all(
+        is_unspecified(s) for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
+    )
+    return eqn.params["jaxpr"] if is_plain and not is_placed else None
+
+
 def subjaxprs(eqn: Eqn) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an eqn's parameters."""
     for value in eqn.params.values():

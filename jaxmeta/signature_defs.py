@@ -15,7 +15,6 @@ from jaxmeta.graph import Signature
 
 TREE_PREFIX: Final = "jaxmeta/variables/"
 _METHOD_PREFIX: Final = "jaxmeta/"
-_TRAIN_OP_ATTR: Final = "_jax_train_op"
 _FACTS: Final = (
     "function_name",
     "donated",
@@ -104,13 +103,12 @@ def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> 
 
 def write_attrs(node: graph_pb2.NodeDef, entries: Entries, name: str) -> None:
     """Gives the copied node of a call what its renamed signature says; or takes that off it."""
+    for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
+        node.attr.pop(attr, None)
     signature = entries.signatures.get(name)
-    if signature is None:
-        for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
-            node.attr.pop(attr, None)
-        return
-    for attr, value in signature_nodes.signature_attrs(signature).items():
-        values.write_attr(node.attr[attr], value)
+    if signature is not None:
+        for attr, value in signature_nodes.signature_attrs(signature).items():
+            values.write_attr(node.attr[attr], value)
 
 
 def _write_signature_def(proto: meta_graph_pb2.SignatureDef, signature: Signature) -> None:

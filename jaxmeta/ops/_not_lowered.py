@@ -76,10 +76,9 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
     _WINDOW: ("select_and_scatter",),
-    _FACTORIZATION: ("schur", "hessenberg", "tridiagonal"),
+    _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
         "shard_map",
-        "psum",
         "psum_invariant",
         "unreduced_psum",
         "pmax",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -73,6 +74,23 @@ def restore_iota(*, dtype: int, shape: tuple[int, ...], dimension: int) -> Any:
 example(lambda x: x + lax.iota(np.float32, 3), f32(3))
 example(lambda x: x + lax.broadcasted_iota(np.float32, (2, 3), 0), f32(2, 3))
 example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
+
+
+@lowering("empty")
+def lower_empty(ctx: LoweringContext, *, shape: Any, dtype: Any, out_sharding: Any) -> list[Edge]:
+    if not jaxprs.is_trivial_sharding(out_sharding):
+        raise ctx.unsupported("an out_sharding on empty cannot be expressed")
+    sizes = ints(shape)
+    zeros = functools.partial(jnp.zeros, sizes, dtype)
+    return ctx.composite("empty", lambda: zeros(), shape=sizes, dtype=np.dtype(dtype))
+
+
+@restores("empty")
+def restore_empty(*, shape: tuple[int, ...], dtype: int) -> Any:
+    return lax.empty(shape, dtypes.dtype_from_number(dtype))
+
+
+example(lambda x: lax.full_like(x, 0) * lax.empty((3,), np.float32) + x, f32(3), gradient=False)
 
 
 @lowering("empty2")
