@@ -260,7 +260,7 @@ class _SaverNodes:
 
 
 def _number_of(variable: Variable) -> int:
-    return variable.graph.node(variable.op_name).attr["dtype"].type
+    return int(variable.graph.node(variable.op_name).attr["dtype"].type)
 
 
 def _names_and_specs(saveables: Sequence[Saveable]) -> tuple[list[str], list[str]]:
