@@ -35,10 +35,14 @@ from jaxmeta.collection_registry import GraphKeys as GraphKeys
 from jaxmeta.collection_registry import register_proto_function as register_proto_function
 from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
+from jaxmeta.custom_calls import allow_custom_calls as allow_custom_calls
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import CustomCallError as CustomCallError
+from jaxmeta.errors import DerivativeError as DerivativeError
+from jaxmeta.errors import DtypeError as DtypeError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError

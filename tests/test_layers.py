@@ -20,7 +20,7 @@ ROWS = (
     ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
     ("values", "xla_attrs", "jaxprs", "eqn_params"),
     ("function_library", "graph_transforms"),
-    ("binding", "control_flow_contexts"),
+    ("binding", "custom_calls", "discharging", "control_flow_contexts"),
     ("shardings", "trees"),
     ("specs", "nodes"),
     ("graph",),
