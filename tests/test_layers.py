@@ -63,6 +63,8 @@ ROWS = (
         "binding",
         "checkpoint.orbax",
         "checkpoint.table",
+        "custom_calls",
+        "discharging",
         "nodes",
         "shardings",
         "trees",

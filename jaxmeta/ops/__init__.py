@@ -8,6 +8,7 @@ from jaxmeta.ops import comparison as comparison
 from jaxmeta.ops import control_flow as control_flow
 from jaxmeta.ops import conv as conv
 from jaxmeta.ops import creation as creation
+from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
