@@ -340,6 +340,23 @@ class Program:
         recorded = recorded_mesh(self.graph)
         return None if recorded is None else self.placement.mesh(recorded)
 
+    def input_shardings(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns how what an entry point takes was spread, on the mesh at hand.
+
+        Its (args, kwargs), as trees of `jax.sharding.NamedSharding`, or None where an array was on
+        one device or there is no mesh: ``jax.device_put(batch, run.input_shardings("step")[0][1])``
+        spreads a batch as at first.
+        """
+        signature = self.graph.signatures[name]
+        found = []
+        for index, leaf in enumerate(trees.leaves(signature.arguments)):
+            recorded = signature.in_shardings[index] if signature.in_shardings else None
+            node = self.graph.node(leaf.name.split(":")[0])
+            own = self.placement.sharding(recorded or shardings.sharding_from_attrs(node.attr))
+            found.append(self.placement.overrides.get(leaf.name, own))
+        args, kwargs = trees.build(signature.arguments, iter(found))
+        return args, kwargs
+
     @property
     def state(self) -> Any:
         """The tree of arrays that `Graph.variables` was given, in plain containers.

@@ -138,7 +138,71 @@ def explicit() -> Any:
     return jax.jit(descend(loss), donate_argnums=0), state, batch
 
 
-CASES = {case.__name__: case for case in (data_parallel, transformer_block, explicit)}
+def collectives() -> Any:
+    """A loss of what every collective gives, inside of scan, remat and a nested shard_map."""
+    mesh = make_mesh((4, 2))
+    state = {
+        "params": {"w": put(mesh, normal(1, 8, 8), None, "model")},
+        "step": put(mesh, np.int32(0)),
+    }
+    batch = {"x": put(mesh, normal(2, 16, 8), "data", "model")}
+    both = P("data", "model")
+
+    def moves(x: Any, w: Any) -> Any:
+        y = jax.nn.silu(x @ w[:4]) * (1 + lax.axis_index("data"))
+        y += lax.ppermute(y, "data", [(0, 1), (1, 3)]) + lax.pshuffle(y, "data", [3, 2, 1, 0])
+        y += lax.all_to_all(y, "data", 0, 0, tiled=True)
+        y += jnp.sum(lax.all_to_all(y, "data", 0, 0), axis=0)
+        y += jnp.sum(lax.all_gather(y, "data"), axis=0) + lax.all_gather(y, "data", tiled=True)[:4]
+        return y + jnp.repeat(lax.psum_scatter(y, "data", tiled=True), 4, axis=0)
+
+    def reductions(x: Any) -> Any:
+        total, _ = lax.scan(
+            lambda carry, row: (carry + lax.psum(row, "data"), None),
+            lax.pcast(jnp.zeros(8), "model", to="varying"),
+            x,
+        )
+        fixed = lax.stop_gradient(x)
+        spread = lax.pmax(fixed, "data") - lax.pmin(fixed, "data")
+        return total + jnp.sum(spread, axis=0) + lax.pmean(lax.psum(x, "data")[0], "model")
+
+    def grouped(x: Any) -> Any:
+        groups = [[0, 1], [2, 3]]
+        y = lax.psum(x, "data", axis_index_groups=groups)
+        y += lax.all_gather(x, "data", axis_index_groups=groups, tiled=True)[:4]
+        y += lax.all_to_all(x, "data", 0, 0, axis_index_groups=groups, tiled=True)
+        part = lax.psum_scatter(x, "data", axis_index_groups=groups, tiled=True)
+        return y + jnp.concatenate([part, part])
+
+    def nested(x: Any) -> Any:
+        inner = jax.shard_map(
+            lambda z: lax.psum(z, "model"),
+            in_specs=P(None, "model"),
+            out_specs=P(),
+            axis_names={"model"},
+        )
+        return inner(lax.psum(x, "data"))
+
+    def loss(params: Any, batch: Any) -> Any:
+        x = batch["x"]
+        on_mesh = jax.shard_map(
+            jax.checkpoint(moves), mesh=mesh, in_specs=(both, P()), out_specs=both
+        )
+        y = on_mesh(x, params["w"])
+        sums = jax.shard_map(reductions, mesh=mesh, in_specs=both, out_specs=P("model"))(y)
+        in_groups = jax.shard_map(
+            grouped, mesh=mesh, in_specs=both, out_specs=both, check_vma=False
+        )(y)
+        inner = jax.shard_map(
+            nested, mesh=mesh, in_specs=P("data"), out_specs=P(), axis_names={"data"}
+        )(y)
+        parts = (y, sums, in_groups, inner)
+        return sum(jnp.mean(jnp.tanh(0.01 * part)) for part in parts)
+
+    return jax.jit(descend(loss), donate_argnums=0), state, batch
+
+
+CASES = {case.__name__: case for case in (data_parallel, transformer_block, explicit, collectives)}
 
 
 def train(step: Any, state: Any, batch: Any) -> Any:
@@ -174,7 +238,7 @@ def load(directory: pathlib.Path, sizes: tuple[int, int] | None) -> None:
         with np.load(directory / name / "batch.npz") as batch_file:
             batch = dict(batch_file)
         if run.mesh is not None:
-            batch = {key: put(run.mesh, value, "data") for key, value in batch.items()}
+            batch = jax.device_put(batch, run.input_shardings("train_step")[0][1])
         step, state = run["train_step"], run.state
         text = "\n".join(hlo.canonical_hlo(step.lower(state, batch).compile()))
         spread = {key: len(value.sharding.device_set) for key, value in state["params"].items()}

@@ -25,7 +25,7 @@ ROWS = (
     ("graph",),
     ("printing",),
     ("ops._not_lowered", "ops._definition"),
-    ("ops._computation", "ops._operands"),
+    ("ops._computation", "ops._one_device", "ops._operands"),
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
     ("ops.<family>",),
     ("ops",),
