@@ -20,12 +20,15 @@ from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
 from jaxmeta.ops import queues as queues
+from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
 from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
+from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing

@@ -76,7 +76,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
     _WINDOW: ("select_and_scatter",),
-    _FACTORIZATION: ("schur", "hessenberg", "tridiagonal"),
+    _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
         "unreduced_psum",
         "psend",

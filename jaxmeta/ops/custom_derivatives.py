@@ -49,17 +49,40 @@ def lower_custom_jvp(
     symbolic_zeros: bool,
 ) -> list[Edge]:
     del num_consts, symbolic_zeros  # the traced rule has all operands, and zeros as arrays
-    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+    identity = jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun)
     name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
+    return _call_with_rule(ctx, inputs, call_jaxpr, name, identity)
+
+
+def _call_with_rule(
+    ctx: LoweringContext, inputs: Sequence[Edge], jaxpr: Any, name: str, identity: Any
+) -> list[Edge]:
+    """Adds the call of a function, with the derivative of the eqn as its rule."""
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
     try:
         (jvp,) = ctx.rule_functions(
-            jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun),
+            identity,
             [f"{name}_jvp"],
             lambda: [_trace_jvp(run, avals)],
         )
     except _RuleFailedError as error:
         jvp = f"{_FAILED}{error}"
-    return ctx.call(ctx.function(call_jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+    return ctx.call(ctx.function(jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+
+
+@lowering("call_hi_primitive")
+def lower_hi_primitive(ctx: LoweringContext, *inputs: Edge, _prim: Any) -> list[Edge]:
+    """What JAX 0.12 has for functions that it expands late: searchsorted, nonzero, custom_root.
+
+    It comes back expanded, with the derivative that it has.
+    """
+
+    def expanded(*arrays: Any) -> list[Any]:
+        return jax.tree.leaves(_prim.expand(*jax.tree.unflatten(_prim.in_tree, arrays)))
+
+    jaxpr = jaxprs.make_jaxpr(expanded, [atom.aval for atom in ctx.eqn.invars])
+    name = type(_prim).__name__.lower()
+    return _call_with_rule(ctx, inputs, jaxpr, name, (str(_prim), str(jaxpr)))
 
 
 class _RuleFailedError(Exception):
