@@ -1,13 +1,15 @@
 """Programs with shardings, for processes with several devices; `test_sharding.py` starts these.
 
 ``python sharding_cases.py save DIR`` saves each case and trains it for some steps; with ``load DIR
-MESH`` it trains what is loaded, and prints for each case how that compares, as JSON.
+MESH`` it trains what is loaded, and prints for each case how that compares, as JSON. ``move DIR``
+saves what it loads anew, and a state without shardings, which ``spread DIR`` loads.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -241,7 +243,7 @@ def load(directory: pathlib.Path, sizes: tuple[int, int] | None) -> None:
             batch = jax.device_put(batch, run.input_shardings("train_step")[0][1])
         step, state = run["train_step"], run.state
         text = "\n".join(hlo.canonical_hlo(step.lower(state, batch).compile()))
-        spread = {key: len(value.sharding.device_set) for key, value in state["params"].items()}
+        devices = {key: len(value.sharding.device_set) for key, value in state["params"].items()}
         specs = {
             key: str(getattr(value.sharding, "spec", None))
             for key, value in state["params"].items()
@@ -254,15 +256,64 @@ def load(directory: pathlib.Path, sizes: tuple[int, int] | None) -> None:
             "mesh": None if run.mesh is None else list(run.mesh.axis_sizes),
             "same_hlo": text == (directory / name / "hlo.txt").read_text(),
             "gap": float(max(gaps)),
-            "devices": spread,
+            "devices": devices,
             "specs": specs,
         }
     print(json.dumps(report))
 
 
+def move(directory: pathlib.Path) -> None:
+    """Saves anew what is loaded, with what was trained from it, and a state without shardings."""
+    for name in CASES:
+        run = jm.load(directory / name / "model-0")
+        with jm.Saver(run.graph) as saver:
+            saver.save(run.state, directory / "moved" / name / "model", global_step=0)
+        for file in ("hlo.txt", "batch.npz", "after.npz"):
+            shutil.copy(directory / name / file, directory / "moved" / name / file)
+    params = {"w1": normal(1, 8, 32), "w2": normal(2, 32, 4)}
+    state = {"params": params, "step": jnp.int32(0)}
+    batch = {"x": normal(3, 16, 8), "y": normal(4, 16, 4)}
+    graph = jm.Graph()
+    graph.add_signature("train_step", plain_step, graph.variables(state), batch, updates=0)
+    with jm.Saver(graph) as saver:
+        saver.save(state, directory / "plain" / "model", global_step=0)
+    after, losses = train(plain_step, state, batch)
+    np.savez(directory / "plain" / "after.npz", losses=losses, **after["params"])
+
+
+@jax.jit
+def plain_step(state: Any, batch: Any) -> Any:
+    """A step of a model that knows of no mesh."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        hidden = jax.nn.relu(batch["x"] @ params["w1"])
+        return jnp.mean((hidden @ params["w2"] - batch["y"]) ** 2)
+
+    return descend(loss)(state, batch)
+
+
+def spread(directory: pathlib.Path) -> None:
+    """Trains what one device saved on all devices, and prints how that compares."""
+    mesh = make_mesh((4, 2))
+    wanted = {"params/w1": P(None, "model"), "params/w2": P("model", None), "step": P()}
+    run = jm.load(
+        directory / "plain" / "model-0",
+        shardings=lambda name, spec: NamedSharding(mesh, wanted[name]),
+    )
+    batch = {"x": put(mesh, normal(3, 16, 8), "data"), "y": put(mesh, normal(4, 16, 4), "data")}
+    devices = [len(value.sharding.device_set) for value in jax.tree.leaves(run.state)]
+    after, losses = train(run["train_step"], run.state, batch)
+    with np.load(directory / "plain" / "after.npz") as expected:
+        gaps = [np.max(np.abs(value - expected[key])) for key, value in after["params"].items()]
+        gaps.append(np.max(np.abs(losses - expected["losses"])))
+    print(json.dumps({"devices": devices, "gap": float(max(gaps))}))
+
+
 if __name__ == "__main__":
     mode, place, *rest = sys.argv[1:]
-    if mode == "save":
-        save(pathlib.Path(place))
+    path = pathlib.Path(place)
+    if mode == "load":
+        sizes = [tuple(map(int, text.split("x"))) for text in rest]
+        load(path, sizes[0] if sizes else None)  # type: ignore[arg-type]
     else:
-        load(pathlib.Path(place), tuple(map(int, rest[0].split("x"))) if rest else None)  # type: ignore[arg-type]
+        {"save": save, "move": move, "spread": spread}[mode](path)
