@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import get_default_graph as get_default_graph
 from jaxmeta.building import reset_default_graph as reset_default_graph
@@ -89,6 +90,7 @@ from jaxmeta.handles import Operation as Operation
 from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.handles import Tensor as Tensor
 from jaxmeta.handles import Variable as Variable
+from jaxmeta.loading import load as load
 from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph

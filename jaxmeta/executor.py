@@ -451,7 +451,9 @@ class _Planner:
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
-_RESULT_NODE: Final = graph_pb2.NodeDef(name="result", op="Identity")
+_RESULT_NODE: Final = graph_pb2.NodeDef(
+    name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
+)
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 

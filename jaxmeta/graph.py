@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -63,6 +63,16 @@ class Signature:
     constraints: tuple[str, ...] = ()
     in_shardings: tuple[shardings.Recorded | None, ...] = ()
     out_shardings: tuple[shardings.Recorded | None, ...] = ()
+
+    def renamed(self, name: str, rename: Callable[[str], str]) -> Signature:
+        """Returns it under another name, with other names for what it refers to."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            arguments=trees.rename_leaves(self.arguments, rename),
+            results=trees.rename_leaves(self.results, rename),
+            train_op=rename(self.train_op) if self.train_op else "",
+        )
 
 
 def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
@@ -336,6 +346,11 @@ class GraphBuilder(ElementContainer):
         if trains:
             self.add_to_collection(TRAINABLE_VARIABLES, variable)
         return variable
+
+    def record_result_shapes(self, results: trees.Tree) -> None:
+        """Records the shapes of a signature's results, which are tensors of the graph."""
+        for leaf in trees.leaves(results):
+            self.record_shape(leaf.name, leaf.shape)
 
     def register_variable(self, variable: Variable) -> None:
         """Makes a variable known whose nodes are in the graph."""

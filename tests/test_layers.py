@@ -104,6 +104,7 @@ ROWS = (
         "inlining",
         "ops.<family>",
         "printing",
+        "saveables",
         "segments",
         "shape_inference",
         "staging",
@@ -112,6 +113,7 @@ ROWS = (
         "node_differences",
         "operators",
         "ops",
+        "saver_nodes",
         "trace",
     ),
     (
@@ -119,15 +121,17 @@ ROWS = (
         "signature_nodes",
     ),
     (
+        "copying",
         "gradients",
         "signature_defs",
         "variables",
     ),
     (
-        "building",
+        "editing",
         "freezing",
         "minimizing",
     ),
+    ("building",),
     (
         "collection_defs",
         "construction",
@@ -139,15 +143,20 @@ ROWS = (
     ),
     (
         "graph_def_import",
+        "saved_values",
         "session",
     ),
-    ("meta_graph_import",),
+    (
+        "meta_graph_import",
+        "saver_arguments",
+    ),
     ("meta_graph_export",),
     ("meta_graph",),
     (
         "differences",
-        "saver",
+        "loading",
     ),
+    ("saver",),
     (
         "",
         "command_line.<command>",
