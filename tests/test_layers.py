@@ -26,6 +26,7 @@ ROWS = (
         "errors",
         "ops._not_lowered",
         "pausing",
+        "sharded_functions",
         "variable_store",
     ),
     (
