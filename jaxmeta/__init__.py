@@ -106,7 +106,6 @@ from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
 from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.saver import load as load
 from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
 from jaxmeta.session import get_default_session as get_default_session

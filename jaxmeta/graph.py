@@ -278,7 +278,12 @@ class GraphBuilder(ElementContainer):
         taken = sorted(added.keys() & self._nodes.keys())
         if taken:
             raise errors.GraphError(errors.list_offenders("these nodes are not unique:", taken))
-        self._nodes.update(added)
+        controls = self._controls.for_inputs(())
+        self._nodes.update(
+            {name: _with_controls(node, controls) for name, node in added.items()}
+            if controls
+            else added
+        )
         self._names.mark_all(added)
 
     # --- variables and collections
@@ -413,6 +418,15 @@ def _producers(inputs: Sequence[Any]) -> set[str]:
     """Returns the names of the nodes whose outputs a node takes."""
     edges = [edge for item in inputs for edge in (item if isinstance(item, list) else [item])]
     return {edge.ref.split(":", 1)[0] for edge in edges}
+
+
+def _with_controls(node: graph_pb2.NodeDef, controls: Sequence[str]) -> graph_pb2.NodeDef:
+    """Returns a copy of a node that runs after others, too."""
+    copied = graph_pb2.NodeDef()
+    copied.CopyFrom(node)
+    known = set(node.input)
+    copied.input.extend(f"^{name}" for name in controls if f"^{name}" not in known)
+    return copied
 
 
 def _operation_name(element: Tensor | Operation) -> str:
