@@ -26,6 +26,7 @@ ROWS = (
         "errors",
         "ops._not_lowered",
         "pausing",
+        "sharded_functions",
         "variable_store",
     ),
     (
@@ -76,6 +77,7 @@ ROWS = (
         "dimension_nodes",
         "handles",
         "ops._definition",
+        "ops._one_device",
         "ops._operands",
         "sizes",
         "specs",
