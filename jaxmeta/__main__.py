@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from jaxmeta import __version__, errors
 
 _EXIT_ERROR = 2
+_EXIT_DIFFERENT = 1  # as diff and cmp have it
 
 _DESCRIPTION = """\
 Looks into programs that jaxmeta or TensorFlow saved as MetaGraphs, and runs those of jaxmeta.
@@ -23,6 +24,7 @@ _EPILOG = """\
 examples:
   jaxmeta show runs/digits                          what the latest checkpoint there holds
   jaxmeta run runs/digits -s predict --feed random  run one of its entry points
+  jaxmeta diff model-100.meta model-200.meta        what differs between two programs
 
 Each command has its own help: jaxmeta show --help
 """
@@ -45,7 +47,24 @@ examples:
   jaxmeta show model-100.meta                       everything, long lists cut
   jaxmeta show runs/digits --signatures             the latest checkpoint of a directory
   jaxmeta show model-100 --variables --all          all the variables
+  jaxmeta show model-100.meta --nodes               the nodes and functions, as assignments
   jaxmeta show model-100.meta --json | jq .ops      for programs
+"""
+
+_DIFF_DESCRIPTION = """\
+Prints what differs between two MetaGraphs: versions, signatures, variables, collections, and nodes
+and functions, which are compared by what they compute before they are compared by name.
+
+The exit code is 0 where nothing differs, 1 where something does, 2 where a file cannot be read.
+"""
+
+_DIFF_EPILOG = """\
+how to read it:
+  - only in the first    + only in the second    ~ in both, but not the same
+
+examples:
+  jaxmeta diff model-100.meta model-200.meta
+  jaxmeta diff runs/before runs/after
 """
 
 _RUN_DESCRIPTION = """\
@@ -73,12 +92,21 @@ examples:
 """
 
 
+_FILE_HELP = "a .meta file, a checkpoint's prefix, or a directory with a 'checkpoint' file"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0, or 2 where something is wrong."""
+    """Runs the command line and returns the exit code: 0, or 2 where something is wrong.
+
+    ``diff`` returns 1 where something differs.
+    """
     arguments = _make_parser().parse_args(argv)
+    code = 0
     try:
         if arguments.command == "show":
             _show(arguments)
+        elif arguments.command == "diff":
+            code = _diff(arguments)
         else:
             _run(arguments)
         sys.stdout.flush()
@@ -87,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (errors.JaxmetaError, OSError) as error:
         print(f"jaxmeta: error: {error}", file=sys.stderr)
         return _EXIT_ERROR
-    return 0
+    return code
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -113,13 +141,20 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     _add_run_arguments(run)
+    diff = commands.add_parser(
+        "diff",
+        help="print what differs between two saved programs",
+        description=_DIFF_DESCRIPTION,
+        epilog=_DIFF_EPILOG,
+        formatter_class=raw,
+    )
+    for name in ("first", "second"):
+        diff.add_argument(name, help=_FILE_HELP)
     return parser
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", help="a .meta file, a checkpoint's prefix, or a directory with a 'checkpoint' file"
-    )
+    parser.add_argument("file", help=_FILE_HELP)
     for section, text in (
         ("versions", "format, TensorFlow's version, whether a checkpoint is there"),
         ("signatures", "entry points"),
@@ -134,6 +169,11 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
             const=section,
             help=f"only this section, or with others: {text}",
         )
+    parser.add_argument(
+        "--nodes",
+        action="store_true",
+        help="print the nodes and functions, one a line, and no more",
+    )
     parser.add_argument("--all", action="store_true", help="show long lists in full")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -179,11 +219,25 @@ def _positive(text: str) -> int:
 def _show(arguments: argparse.Namespace) -> None:
     from jaxmeta.command_line import show
 
+    if arguments.nodes:
+        print(show.list_nodes(arguments.file), end="")
+        return
     summary = show.summarize(arguments.file)
     if arguments.json:
         print(json.dumps(summary, indent=2))
     else:
         print(show.render(summary, arguments.sections or (), everything=arguments.all))
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from jaxmeta import differences
+    from jaxmeta.command_line import show
+
+    files = [show.find_meta_graph(path) for path in (arguments.first, arguments.second)]
+    found = differences.diff(*files)
+    if found:
+        print(found)
+    return _EXIT_DIFFERENT if found else 0
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, graph, signature_nodes, trees, values
+from jaxmeta import dtypes, errors, graph, jaxprs, printing, signature_nodes, trees, values
 from jaxmeta.graph import Signature, Variable
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
@@ -107,14 +107,24 @@ class Graph(graph.GraphBuilder):
                 f"arguments hold {len(flat)}; bind static arguments first, as with "
                 "functools.partial"
             )
+        placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
         scope = signature_nodes.SignatureNodes(self, name, fn, flat)
         call_outputs = scope.add_call(traced)
-        signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs)
+        signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr
         for attr_name, value in signature_nodes.signature_attrs(signature).items():
             values.write_attr(attrs[attr_name], value)
         self.signatures[name] = signature
         return signature
+
+    def to_text(self, *, scope: str = "", functions: bool = True, defaults: bool = False) -> str:
+        """Returns the nodes as readable assignments; see `printing.graph_def_to_text`."""
+        return printing.graph_def_to_text(
+            self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
+        )
+
+    def _repr_html_(self) -> str:
+        return printing.graph_to_html(self)
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator[Graph]:

@@ -73,7 +73,7 @@ def dtype_to_number(dtype: Any) -> int:
     """Returns TensorFlow's DataType number of a numpy or JAX dtype.
 
     Raises:
-        AttrError: TensorFlow has no such type.
+        DtypeError: TensorFlow has no such type.
     """
     try:
         return _DTYPE_TO_NUMBER[dtype]
@@ -82,26 +82,31 @@ def dtype_to_number(dtype: Any) -> int:
     try:
         dtype = np.dtype(dtype)
     except TypeError:
-        raise errors.AttrError(f"dtype {dtype} has no TensorFlow DataType") from None
+        raise errors.DtypeError(f"dtype {dtype} has no TensorFlow DataType") from None
     if dtype in _DTYPE_TO_NUMBER:
         return _DTYPE_TO_NUMBER[dtype]
     if dtype.kind in "OSU":
         return STRING
-    raise errors.AttrError(f"dtype {dtype} has no TensorFlow DataType")
+    raise errors.DtypeError(f"dtype {dtype} has no TensorFlow DataType")
 
 
 def dtype_from_number(number: int) -> np.dtype[Any]:
     """Returns the numpy dtype of a DataType number; references count as their base type.
 
     Raises:
-        AttrError: the number is unknown, or stands for a resource or variant.
+        DtypeError: the number is unknown, or stands for a resource or variant.
     """
     base = number - _REF_OFFSET if number > _REF_OFFSET else number
     try:
         return _NUMBER_TO_DTYPE[base]
     except KeyError:
         name = _OPAQUE.get(base, "unknown")
-        raise errors.AttrError(f"DataType {number} ({name}) has no numpy dtype") from None
+        raise errors.DtypeError(f"DataType {number} ({name}) has no numpy dtype") from None
+
+
+def is_reference(number: int) -> bool:
+    """Returns whether a DataType number is that of a reference, such as ``DT_FLOAT_REF``."""
+    return number > _REF_OFFSET
 
 
 def base_number(number: int) -> int:

@@ -4,14 +4,33 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
+    │  ├─ NameTakenError(KeyError)       a name that must be new is taken
+    │  └─ MissingNodeError(AssertionError)
+    │                                    a GraphDef lacks a node that was asked for
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
+    │  └─ DtypeError                     TensorFlow has no such type
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
+    ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
+    │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
+    ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
+    ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
+    ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
+    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
+    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ DeadlineExceededError(TimeoutError)
+    │  │                                 a run waited longer than it was allowed to
+    │  └─ InvalidArgumentError(ValueError)
+    │                                    a value is not one that the operation takes
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
+    │  └─ UnreadableFileError(OSError)   a file is missing, or is no such file at all
+    ├─ ArgumentTypeError(TypeError)      an argument is of the wrong kind
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
 Each also derives from the built-in exception that Python users would expect there.
@@ -34,12 +53,36 @@ class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
 
 
+class MissingNameError(GraphError, KeyError):
+    """A name that must be in the graph is not there."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+class NameTakenError(GraphError, KeyError):
+    """A name that must be new is taken."""
+
+    __str__ = Exception.__str__
+
+
+class MissingNodeError(GraphError, AssertionError):
+    """A GraphDef lacks a node that was asked for."""
+
+
 class AttrError(JaxmetaError, ValueError):
     """A node's attr is missing, unknown, or holds the wrong kind of value."""
 
 
+class DtypeError(AttrError):
+    """A dtype has no TensorFlow DataType, or the other way round."""
+
+
 class UnsupportedPrimitiveError(JaxmetaError, NotImplementedError):
     """A traced function holds primitives that have no node form."""
+
+
+class DerivativeError(JaxmetaError, TypeError):
+    """A function is differentiated whose rule did not trace when it was saved."""
 
 
 class UnsupportedOpError(JaxmetaError, NotImplementedError):
@@ -50,8 +93,48 @@ class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
 
 
+class ShardingError(JaxmetaError, ValueError):
+    """A sharding cannot be recorded, or the devices at hand do not have it."""
+
+
+class FeedTypeError(FeedError, TypeError):
+    """A feed or a fetch is of a type, or has a name, that cannot be fed or fetched."""
+
+
+class SessionError(JaxmetaError, RuntimeError):
+    """A session is closed, or cannot do what it is asked for."""
+
+
+class OperationError(JaxmetaError, RuntimeError):
+    """An operation failed on the values that it was given."""
+
+
+class OutOfRangeError(OperationError):
+    """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
+
+
+class CancelledError(OperationError):
+    """A queue is closed to what was put in, or the session was closed while a run waited."""
+
+
+class DeadlineExceededError(OperationError, TimeoutError):
+    """A run waited longer than its options allow."""
+
+
+class InvalidArgumentError(OperationError, ValueError):
+    """A value is not one that the operation takes, or an assertion of the graph does not hold."""
+
+
 class FormatError(JaxmetaError, ValueError):
     """A file is missing, truncated, corrupt, empty, or newer than this reader."""
+
+
+class UnreadableFileError(FormatError, OSError):
+    """A file is missing, or cannot be parsed at all."""
+
+
+class ArgumentTypeError(JaxmetaError, TypeError):
+    """An argument is of the wrong kind."""
 
 
 class CheckpointError(JaxmetaError, ValueError):
@@ -60,6 +143,10 @@ class CheckpointError(JaxmetaError, ValueError):
 
 class CheckpointPathError(JaxmetaError, RuntimeError):
     """A checkpoint has the path of the file that is to list it."""
+
+
+class MissingPackageError(JaxmetaError, ImportError):
+    """What was asked for needs a package that is not installed."""
 
 
 def list_offenders(headline: str, offenders: Iterable[str], advice: str = "") -> str:

@@ -7,68 +7,24 @@ Nothing here knows an op by name; what is special about an op stands in its kern
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta import errors, jaxprs, naming, op_defs, ordering, values
+from jaxmeta import dtypes, errors, jaxprs, naming, op_defs, ordering, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.ops import _definition
+from jaxmeta.plans import Plan as Plan
+from jaxmeta.plans import State as State
+from jaxmeta.plans import Step
 
 _EMPTY: Final = inspect.Parameter.empty
-_SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
-
-
-class State:
-    """The values of variables while a plan runs: what was there, and what was written.
-
-    Attributes:
-        values: variable name to array.
-        written: names of the variables that were assigned.
-    """
-
-    __slots__ = ("values", "written")
-
-    def __init__(self, initial: Mapping[str, Any]) -> None:
-        self.values = dict(initial)
-        self.written: dict[str, None] = {}
-
-    def read(self, name: str) -> Any:
-        """Returns a variable's value.
-
-        Raises:
-            GraphError: it has none yet.
-        """
-        try:
-            return self.values[name]
-        except KeyError:
-            raise errors.GraphError(
-                f"the variable {name!r} has no value: restore a checkpoint or run its initializer"
-            ) from None
-
-    def write(self, name: str, value: Any) -> None:
-        """Gives a variable a value."""
-        self.values[name] = value
-        self.written[name] = None
-
-
-# One node of a plan: the function, the places of its inputs, the place of its only output or else
-# -1 and the places of all, the kernel, and the node. A plain tuple, because a plan has one for
-# each node of graphs that may have a million.
-_Step: TypeAlias = tuple[
-    Callable[..., Any],
-    Sequence[int],
-    int,
-    Sequence[int],
-    _definition.Kernel,
-    graph_pb2.NodeDef,
-]
 
 
 class Function:
@@ -113,6 +69,8 @@ class Function:
                 return self(*arguments)
 
             fn.__name__ = fn.__qualname__ = name
+            if "out_shardings" in options:  # shaped like the results, which are a list
+                return jax.jit(fn, **{**options, "out_shardings": [*options["out_shardings"]]})
             return jax.jit(fn, **options)
 
         return self.derived(("jit", name, *sorted(options.items())), make)
@@ -128,10 +86,19 @@ class Function:
 
 
 class Library:
-    """The functions of a graph, by name."""
+    """The functions of a graph, by name.
 
-    def __init__(self, functions: Mapping[str, graph_pb2.FunctionDef]) -> None:
+    Attributes:
+        placement: on which devices the shardings in them are.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, graph_pb2.FunctionDef],
+        placement: shardings.Placement | None = None,
+    ) -> None:
         self._defs = functions
+        self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
 
     def __getitem__(self, name: str) -> Function:
@@ -157,66 +124,6 @@ class Library:
         return self._defs.get(name)
 
 
-class Plan:
-    """Nodes ready to run: a list of places for values, some filled, and steps between them."""
-
-    def __init__(
-        self,
-        initial: list[Any],
-        arguments: Sequence[int],
-        steps: Sequence[_Step],
-        results: Sequence[int],
-    ) -> None:
-        self._initial = initial
-        self._arguments = tuple(arguments)
-        self._steps = steps
-        self._results = tuple(results)
-
-    def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
-        """Runs all steps and returns the results.
-
-        Raises:
-            GraphError: an input that must be known while tracing is not.
-        """
-        env = self._initial.copy()
-        for place, value in zip(self._arguments, arguments, strict=True):
-            env[place] = value
-        step = None
-        try:
-            for step in self._steps:
-                run, places, output, outputs, kernel, node = step
-                inputs = [env[place] for place in places]
-                if kernel.static:
-                    _require_static(kernel, node, inputs)
-                if kernel.is_stateful:
-                    inputs.insert(0, state)
-                result = run(*inputs)
-                if output >= 0:
-                    env[output] = result[0] if type(result) in _SEQUENCES else result
-                else:
-                    for place, value in zip(outputs, result, strict=True):
-                        env[place] = value
-        except Exception as error:
-            if step is not None:
-                error.add_note(f"while running node {step[-1].name!r} ({step[-1].op})")
-            raise
-        return [env[place] for place in self._results]
-
-
-def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
-    """Turns the inputs that must be known while tracing into numpy arrays."""
-    for index in kernel.static:
-        value = inputs[index]
-        if isinstance(value, np.ndarray):
-            continue
-        if isinstance(value, jax.core.Tracer):
-            raise errors.GraphError(
-                f"node {node.name!r} ({node.op}): its input {index} ({node.input[index]!r}) must "
-                "be known while tracing, but it depends on what the function is given"
-            )
-        inputs[index] = np.asarray(value)
-
-
 # --- planning --------------------------------------------------------------------------------
 
 
@@ -231,9 +138,11 @@ class _Planner:
         self._library = library
         self.places: dict[str, int] = {}
         self.env: list[Any] = []
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
+        self.references: set[int] = set()
+        self.is_host = False
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -268,6 +177,10 @@ class _Planner:
             inputs.append(place)
         refs = output_refs(node)
         env = self.env
+        if kernel.is_host:
+            self.is_host = True
+        if kernel.has_references or self.references:
+            kernel, run = self._dereference(node, kernel, run, inputs, len(env))
         if len(refs) == 1:
             output = places[refs[0]] = len(env)
             env.append(None)
@@ -275,6 +188,42 @@ class _Planner:
         else:
             outputs = [self.add_place(ref) for ref in refs]
             self.steps.append((run, inputs, -1, outputs, kernel, node))
+
+    def _dereference(
+        self,
+        node: graph_pb2.NodeDef,
+        kernel: _definition.Kernel,
+        run: Callable[..., Any],
+        inputs: Sequence[int],
+        first_output: int,
+    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+        """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
+
+        An op that takes references gets them as they are.
+        """
+        taken: list[int] = []
+        if kernel.has_references:
+            op_def = op_defs.get_op_def(node.op)
+            taken = op_defs.input_dtypes(op_def, node)
+            for index, number in enumerate(op_defs.output_dtypes(op_def, node)):
+                if dtypes.is_reference(number):
+                    self.references.add(first_output + index)
+        read = [
+            index
+            for index, place in enumerate(inputs)
+            if place in self.references and not (taken and dtypes.is_reference(taken[index]))
+        ]
+        if not read:
+            return kernel, run
+        is_stateful = kernel.is_stateful
+
+        def run_on_values(state: State, *values: Any) -> Any:
+            known = list(values)
+            for index in read:
+                known[index] = state.read(known[index].name)
+            return run(state, *known) if is_stateful else run(*known)
+
+        return dataclasses.replace(kernel, is_stateful=True), run_on_values
 
     def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
         attr = node.attr
@@ -287,6 +236,8 @@ class _Planner:
             self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
             self.add_place(name, value)
+            if value.dtype == object:
+                self.is_host = True
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
@@ -314,11 +265,10 @@ class _Planner:
             return _PLAIN_KERNEL, _refuse
         if not (kernel.attrs or kernel.injected):
             return kernel, kernel.run
-        return kernel, self._with_attrs(node, kernel)
+        return kernel, self.with_attrs(node, kernel)
 
-    def _with_attrs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel
-    ) -> Callable[..., Any]:
+    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
+        """Returns a kernel as a function of arrays alone, with the attrs of a node."""
         keywords: dict[str, Any] = {}
         attr = node.attr
         for argument, name, default in kernel.attrs:
@@ -380,12 +330,26 @@ class _Planner:
             raise errors.FeedError(
                 errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
-        return Plan(self.env, arguments, self.steps, results)
+        return Plan(
+            self.env,
+            arguments,
+            self.steps,
+            results,
+            references=frozenset(self.references.intersection(results)),
+            is_host=self.is_host,
+        )
 
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
+
+
+def bind_attrs(
+    node: graph_pb2.NodeDef, kernel: _definition.Kernel, library: Library
+) -> Callable[..., Any]:
+    """Returns a kernel as a function of arrays alone, with the attrs of a node."""
+    return _Planner(library).with_attrs(node, kernel)
 
 
 def _refuse(*_: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, jaxprs, naming, nodes, op_defs, specs, trees, values
+from jaxmeta import dtypes, errors, jaxprs, naming, nodes, op_defs, shardings, specs, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.nodes import Edge as Edge
 from jaxmeta.nodes import NodeContainer
@@ -41,6 +41,8 @@ class Signature:
         train_op: the operation that runs it and assigns, or empty.
         result_key_impls: for each leaf of the results, the PRNG implementation where it is a typed
             key, else empty; no entries where none is.
+        in_shardings, out_shardings: for each leaf of the arguments and of the results, the
+            sharding that `jax.jit` was given, or None; no entries where it was given none.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Signature:
     updates: tuple[tuple[int, int], ...] = ()
     train_op: str = ""
     result_key_impls: tuple[str, ...] = ()
+    in_shardings: tuple[shardings.Recorded | None, ...] = ()
+    out_shardings: tuple[shardings.Recorded | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,6 +111,11 @@ class Variable:
     initial_value_name: str = dataclasses.field(default="", kw_only=True)
     is_resource: bool = dataclasses.field(default=True, kw_only=True)
     save_slice_info: SaveSliceInfo | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def sharding(self) -> shardings.Recorded | None:
+        """How its value was spread over devices, by the names of their mesh's axes, or None."""
+        return shardings.sharding_from_attrs(self.graph.node(self.op_name).attr)
 
     @property
     def name(self) -> str:
@@ -219,6 +228,8 @@ class GraphBuilder(NodeContainer):
         """Arrays that traced functions closed over, by the name of the variable that holds them."""
         self.captured: dict[str, Any] = {}
         """The same as the functions hold them: typed keys as keys."""
+        self.traced_shardings: dict[str, Any] = {}
+        """The shardings of this process's arrays, by the variable that was made for them."""
 
     # --- names and scopes
 
@@ -324,12 +335,7 @@ class GraphBuilder(NodeContainer):
 
     def output_shape(self, name: str, index: int) -> values.Shape | None:
         """Returns the static shape of an output where the graph records it."""
-        attr = self.node(name).attr
-        if "_output_shapes" in attr and index < len(attr["_output_shapes"].list.shape):
-            return values.shape_from_proto(attr["_output_shapes"].list.shape[index])
-        if "shape" in attr and attr["shape"].HasField("shape"):
-            return values.shape_from_proto(attr["shape"].shape)
-        return None
+        return nodes.recorded_shape(self.node(name), index)
 
     def get_operation_by_name(self, name: str) -> Operation:
         """Returns an operation by its name.
@@ -386,6 +392,10 @@ class GraphBuilder(NodeContainer):
         is_weak = jaxprs.is_weak(leaf)
         if is_weak:
             attrs[nodes.WEAK_TYPE_ATTR] = True
+        sharding = shardings.of_array(leaf)
+        if sharding is not None:
+            attrs.update(shardings.sharding_to_attrs(sharding))
+            self.traced_shardings[op_name] = leaf.sharding
         (handle,) = self._add_absolute("VarHandleOp", [], attrs, op_name)
         zeros = values.splat_to_proto(np.zeros((), dtype), aval.shape)
         (initial,) = self._add_absolute(

@@ -1,8 +1,7 @@
 """What jaxmeta reads from and gives to jaxprs, and all that differs between JAX versions there.
 
 The rest of the package sees plain facts: shapes, dtypes, names, positions in the user's source.
-Structured primitives (scan, while, cond, remat) are bound here as the original program bound
-them, because their public functions reorder operands, which would make another program.
+`binding` binds structured primitives, `eqn_params` has the words for what parameters hold.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, Final
 
 import jax
 import numpy as np
-from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
@@ -57,6 +55,8 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     if not isinstance(atom, jax_core.Literal):
         return None
     aval: Any = atom.aval
+    if is_float0(aval.dtype):
+        return np.zeros(aval.shape, np.bool_)
     return np.asarray(atom.val, dtype=aval.dtype)
 
 
@@ -68,6 +68,11 @@ def is_drop_var(var: Any) -> bool:
 def is_key_dtype(dtype: Any) -> bool:
     """Returns whether a dtype is that of typed PRNG keys."""
     return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_float0(dtype: Any) -> bool:
+    """Returns whether a dtype is that of the tangents of integers, which hold nothing."""
+    return bool(dtype == jax.dtypes.float0)
 
 
 @functools.cache
@@ -84,7 +89,12 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data."""
+    """Returns shape and dtype as the graph holds them: typed keys as their uint32 data.
+
+    Tangents of integers are bools, as XLA has them.
+    """
+    if is_float0(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, np.bool_)
     if is_key_dtype(aval.dtype):
         _, data_shape = key_layout(aval.dtype)
         return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
@@ -153,43 +163,6 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
 SCAN_LAYOUT_PARAMS: Final = frozenset({"num_consts", "num_carry", "ft_in", "ft_out"})
 """Parameters of scan that `scan_counts` reads."""
 
-# --- policies of jax.checkpoint --------------------------------------------------------------
-
-_PLAIN_POLICIES: Final = (
-    "everything_saveable",
-    "nothing_saveable",
-    "dots_saveable",
-    "dots_with_no_batch_dims_saveable",
-)
-
-
-def policy_to_names(policy: Any) -> tuple[str, ...] | None:
-    """Returns a checkpoint policy as its name and arguments, or None where it has no name.
-
-    No policy at all is the empty tuple.
-    """
-    if policy is None:
-        return ()
-    for name in _PLAIN_POLICIES:
-        if policy == getattr(jax.checkpoint_policies, name):
-            return (name,)
-    names = getattr(policy, "names", None)
-    if type(policy).__name__ == "SaveOnlyTheseNames" and names is not None:
-        return ("save_only_these_names", *sorted(names))
-    factory = getattr(policy, "__qualname__", "").split(".")[0]
-    closure = getattr(policy, "__closure__", None)
-    if factory == "save_only_these_names" and closure:
-        return (factory, *sorted(closure[0].cell_contents))
-    return None
-
-
-def policy_from_names(names: Sequence[str]) -> Callable[..., Any] | None:
-    """Returns the checkpoint policy for what `policy_to_names` gave."""
-    if not names:
-        return None
-    policy: Callable[..., Any] = getattr(jax.checkpoint_policies, names[0])
-    return policy(*names[1:]) if names[0] == "save_only_these_names" else policy
-
 
 # --- building --------------------------------------------------------------------------------
 
@@ -229,193 +202,63 @@ def weaken(value: jax.Array, dtype: Any) -> jax.Array:
     return cast(value, dtype, is_weak=True)  # type: ignore[no-any-return]
 
 
-def bind_cond(
-    index: Any,
-    operands: Sequence[Any],
-    branches: Sequence[Callable[..., Any]],
-    platforms: Sequence[tuple[str, ...] | None] = (),
-) -> list[Any]:
-    """Binds ``cond`` on an index that is in range already; `lax.switch` would clamp it again.
-
-    Args:
-        index: which branch runs.
-        operands: what each branch takes.
-        branches: functions of the operands.
-        platforms: for each branch the platforms it is for, None standing for all others; empty
-            unless the index comes from `bind_platform_index`.
-    """
-    avals = [abstract(x) for x in operands]
-    params: dict[str, Any] = {"branches": tuple(make_jaxpr(branch, avals) for branch in branches)}
-    if platforms:
-        params["branches_platforms"] = tuple(platforms)
-    return list(jax_core.primitives.cond_p.bind(index, *operands, **params))
-
-
-def bind_platform_index(platforms: Sequence[tuple[str, ...] | None]) -> Any:
-    """Binds ``platform_index``: the position of the platform that the program is compiled for."""
-    primitive, _ = _sample_eqn(
-        lambda: lax.platform_dependent(cpu=lambda: np.int32(0), default=lambda: np.int32(1)),
-        "platform_index",
-    )
-    return primitive.bind(platforms=tuple(platforms))
-
-
-def bind_while(
-    cond: Callable[..., Any],
-    body: Callable[..., Any],
-    cond_constants: Sequence[Any],
-    body_constants: Sequence[Any],
-    init: Sequence[Any],
-) -> list[Any]:
-    """Binds ``while`` with its constants in the given order."""
-    carry = [abstract(x) for x in init]
-    return list(
-        jax_core.primitives.while_p.bind(
-            *cond_constants,
-            *body_constants,
-            *init,
-            cond_nconsts=len(cond_constants),
-            cond_jaxpr=make_jaxpr(cond, [*map(abstract, cond_constants), *carry]),
-            body_nconsts=len(body_constants),
-            body_jaxpr=make_jaxpr(body, [*map(abstract, body_constants), *carry]),
-        )
-    )
-
-
-def bind_scan(
-    body: Callable[..., Any],
-    constants: Sequence[Any],
-    init: Sequence[Any],
-    xs: Sequence[Any],
-    *,
-    length: int,
-    reverse: bool,
-    unroll: int,
-) -> list[Any]:
-    """Binds ``scan`` with its operands in the given order; `lax.scan` would sort them anew."""
-    slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=is_weak(x)) for x in xs]
-    jaxpr = make_jaxpr(body, [*map(abstract, [*constants, *init]), *slices])
-    num_ys = len(jaxpr.out_avals) - len(init)
-    layout = _scan_layout(len(constants), len(init), len(xs), num_ys)
-    return list(
-        jax_core.primitives.scan_p.bind(
-            *constants,
-            *init,
-            *xs,
-            jaxpr=jaxpr,
-            length=length,
-            reverse=reverse,
-            unroll=unroll,
-            **layout,
-        )
-    )
-
-
-@functools.cache
-def _scan_layout(num_consts: int, num_carry: int, num_xs: int, num_ys: int) -> dict[str, Any]:
-    """Returns the parameters of a scan that only say how many operands of each kind it has.
-
-    They are taken from a scan over scalars that this JAX traced itself, so that their form need
-    not be known here.
-    """
-
-    def outer(constants: list[Any], init: list[Any], xs: list[Any]) -> Any:
-        def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-            total = sum([*constants, *x], start=np.float32(0))
-            return [c + total for c in carry], [total + np.float32(i) for i in range(num_ys)]
-
-        return lax.scan(body, init, xs, length=1)
-
-    def scalars(count: int, shape: tuple[int, ...] = ()) -> list[jax.ShapeDtypeStruct]:
-        return [jax.ShapeDtypeStruct(shape, np.float32)] * count
-
-    _, params = _sample_eqn(
-        outer, "scan", scalars(num_consts), scalars(num_carry), scalars(num_xs, (1,))
-    )
-    return {name: value for name, value in params.items() if name in SCAN_LAYOUT_PARAMS}
-
-
-def _sample_eqn(fn: Callable[..., Any], name: str, *avals: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns the primitive and the parameters of the eqn that a small function traces to.
-
-    A primitive, or the form of its parameters, that has no public name is taken from there.
-    """
-    (eqn,) = [e for e in jax.make_jaxpr(fn)(*avals).eqns if e.primitive.name == name]
-    return eqn.primitive, eqn.params
-
-
-def bind_linear_solve(
-    functions: Sequence[Callable[..., Any] | None],
-    const_lengths: Sequence[int],
-    operands: Sequence[Any],
-) -> list[Any]:
-    """Binds ``custom_linear_solve``.
-
-    `lax.custom_linear_solve` would transpose ``matvec`` anew, and sort the constants.
-
-    Args:
-        functions: matvec, vecmat, solve and transpose_solve; the second and the last may be None.
-        const_lengths: how many constants each takes.
-        operands: the constants of each, then the right hand side.
-    """
-    constants, rest = [], [abstract(x) for x in operands]
-    for count in const_lengths:
-        constants.append(rest[:count])
-        rest = rest[count:]
-    solve, params = _sample_eqn(
-        lambda b: lax.custom_linear_solve(lambda x: x, b, lambda _, y: y, symmetric=True),
-        "custom_linear_solve",
-        jax.ShapeDtypeStruct((), np.float32),
-    )
-    jaxprs = [
-        None if fn is None else make_jaxpr(fn, [*consts, *rest])
-        for fn, consts in zip(functions, constants, strict=True)
-    ]
-    form = type(params["jaxprs"])
-    return list(solve.bind(*operands, const_lengths=form(*const_lengths), jaxprs=form(*jaxprs)))
-
-
-def bind_closed_call(fn: Callable[..., Any], operands: Sequence[Any]) -> list[Any]:
-    """Binds the call that JAX itself inserts, around the known part of a scan for instance."""
-    call = jax_core.primitives.closed_call_p
-    jaxpr = make_jaxpr(fn, [abstract(x) for x in operands])
-    return list(call.bind(*operands, **call.get_bind_params({"call_jaxpr": jaxpr})))
-
-
-def bind_remat(
-    fn: Callable[..., Any],
-    operands: Sequence[Any],
-    *,
-    prevent_cse: bool,
-    differentiated: bool,
-    policy: Callable[..., Any] | None,
-) -> list[Any]:
-    """Binds ``remat``, also one that was differentiated already, which has no public function."""
-    jaxpr = open_jaxpr(make_jaxpr(fn, [abstract(x) for x in operands]))
-    return list(
-        jax_core.primitives.remat_p.bind(
-            *operands,
-            jaxpr=jaxpr,
-            prevent_cse=prevent_cse,
-            differentiated=differentiated,
-            policy=policy,
-        )
-    )
-
-
 def primitive(name: str) -> Any:
     """Returns the primitive that `jax.extend.core.primitives` calls ``<name>_p``."""
     return getattr(jax_core.primitives, f"{name}_p")
 
 
+SHARDING_PARAMS: Final = ("sharding", "out_sharding")
+"""The parameters of primitives that say what the sharding of the result is to be."""
+
+
 def is_trivial_sharding(sharding: Any) -> bool:
-    """Returns whether a sharding says nothing: there is none, or its mesh has no axes."""
-    return sharding is None or getattr(getattr(sharding, "mesh", None), "empty", False)
+    """Returns whether a sharding of a result says nothing, for no axis of its mesh is explicit."""
+    mesh = getattr(sharding, "mesh", None)
+    return sharding is None or (
+        mesh is not None and jax.sharding.AxisType.Explicit not in mesh.axis_types
+    )
+
+
+def has_explicit_sharding(eqn: Eqn) -> bool:
+    """Returns whether an eqn is told the sharding of its result, as a part of that one's type."""
+    return eqn.primitive.name != "sharding_constraint" and any(
+        not is_trivial_sharding(eqn.params.get(name)) for name in SHARDING_PARAMS
+    )
+
+
+def jit_shardings(
+    jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """Returns the shardings that a jitted function was given, for each array in and out.
+
+    What was left to the compiler is None.
+    """
+    eqns = [
+        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
+    ]
+    if len(eqns) != 1:  # it was inlined, and had none
+        return [], []
+    params = eqns[0].params
+    ins, outs = (
+        [None if is_unspecified(sharding) else sharding for sharding in params[name]]
+        for name in ("in_shardings", "out_shardings")
+    )
+    return ins, outs
 
 
 def is_unspecified(sharding: Any) -> bool:
     """Returns whether a sharding of jit was left to the compiler."""
     return type(sharding).__name__ == "UnspecifiedValue"
+
+
+def takes_literals(eqn: Eqn) -> bool:
+    """Returns whether an operand of an eqn is a literal."""
+    return any(isinstance(atom, jax_core.Literal) for atom in eqn.invars)
+
+
+def holds_tracers(jaxpr: Jaxpr) -> bool:
+    """Returns whether a jaxpr closes over values of a trace that has ended."""
+    return any(isinstance(value, jax.core.Tracer) for value in jaxpr_constants(jaxpr))
 
 
 def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[Any]]:
@@ -481,38 +324,3 @@ def custom_name(jaxpr: Jaxpr, fallback: str) -> str:
     """Returns the name of the user's function behind a custom derivative call."""
     name = str(getattr(open_jaxpr(jaxpr).debug_info, "func_name", "") or fallback)
     return name if name.isidentifier() else fallback
-
-
-def inline_to_name(inline: Any) -> str:
-    """Returns how a nested jit is inlined; empty where that is left to JAX.
-
-    JAX 0.12 has a word for each way, before that it was a bool.
-    """
-    if isinstance(inline, bool):
-        return "jax_early" if inline else ""
-    return "" if inline.value == "auto" else str(inline.value)
-
-
-def inline_from_name(name: str) -> dict[str, Any]:
-    """Returns the options of `jax.jit` for what `inline_to_name` gave."""
-    if not name:
-        return {}
-    ways = getattr(jax, "Inline", None)
-    return {"inline": ways(name) if ways is not None else True}
-
-
-def accuracy_to_names(accuracy: Any) -> tuple[str, ...]:
-    """Returns the accuracy of an elementwise primitive as words; none where it is the default."""
-    if accuracy is None:
-        return ()
-    if isinstance(accuracy, lax.AccuracyMode):
-        return (accuracy.name,)
-    return tuple(float(part).hex() for part in (accuracy.atol, accuracy.rtol, accuracy.ulps))
-
-
-def accuracy_from_names(names: Sequence[str]) -> Any:
-    """Returns the accuracy for what `accuracy_to_names` gave."""
-    if len(names) == 1:
-        return lax.AccuracyMode[names[0]]
-    atol, rtol, ulps = (float.fromhex(part) for part in names)
-    return lax.Tolerance(atol, rtol, int(ulps))

@@ -196,3 +196,13 @@ class FunctionBody(NodeContainer):
 
     def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
         return f"{node}:{argument}:{offset}"
+
+
+def recorded_shape(node: graph_pb2.NodeDef, index: int) -> values.Shape | None:
+    """Returns the static shape of an output where the node records it."""
+    attr = node.attr
+    if "_output_shapes" in attr and index < len(attr["_output_shapes"].list.shape):
+        return values.shape_from_proto(attr["_output_shapes"].list.shape[index])
+    if "shape" in attr and attr["shape"].HasField("shape"):
+        return values.shape_from_proto(attr["shape"].shape)
+    return None

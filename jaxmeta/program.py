@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 
-from jaxmeta import building, dtypes, errors, executor, graph, jaxprs, nodes, pausing, specs, trees
+from jaxmeta import (
+    building,
+    dtypes,
+    errors,
+    executor,
+    graph,
+    jaxprs,
+    nodes,
+    pausing,
+    shardings,
+    signature_nodes,
+    specs,
+    trees,
+)
 from jaxmeta.graph import Signature, Variable
 
 _WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
 _ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
 
 
-def build_function(target: graph.GraphBuilder, signature: Signature) -> Callable[..., Any]:
+def build_function(
+    target: graph.GraphBuilder,
+    signature: Signature,
+    placement: shardings.Placement | None = None,
+) -> Callable[..., Any]:
     """Returns a signature as a function under `jax.jit`.
 
     It takes and returns what the traced function did. Name, trees and donation are the original's,
-    so that it compiles to the same program and finds that in JAX's compilation cache.
+    and so are its shardings on the same mesh, so that it compiles to the same program and finds
+    that in JAX's compilation cache.
     """
-    return _Entry(target, signature).jitted()
+    return _Entry(target, signature, placement or shardings.Placement()).jitted()
 
 
 class _Entry:
     """What one signature's function needs at hand when JAX traces it."""
 
-    def __init__(self, target: graph.GraphBuilder, signature: Signature) -> None:
+    def __init__(
+        self,
+        target: graph.GraphBuilder,
+        signature: Signature,
+        placement: shardings.Placement,
+    ) -> None:
         self._signature = signature
+        self._placement = placement
         self._graph = target
         self._leaves = list(trees.leaves(signature.arguments))
         self._variables = {name: target.variable(name) for name in target.variable_names}
@@ -52,7 +77,30 @@ class _Entry:
 
         fn.__name__ = fn.__qualname__ = signature.function_name
         fn.__doc__ = f"The signature {signature.name!r} of an imported graph."
-        return jax.jit(fn, **self._donation())
+        ins, outs = self._shardings()
+        if not (any(ins) or any(outs)):
+            return jax.jit(fn, **self._donation())
+        return _ShardedFunction(
+            fn,
+            self._donation(),
+            ins,
+            lambda args: self._results(list(outs), args) if outs else None,
+        )
+
+    def _shardings(self) -> tuple[list[Any], list[Any]]:
+        """Returns what `jax.jit` is given for each array in and out, on the mesh at hand."""
+        signature, placement = self._signature, self._placement
+        ins: list[Any] = [placement.sharding(recorded) for recorded in signature.in_shardings]
+        outs: list[Any] = [placement.sharding(recorded) for recorded in signature.out_shardings]
+        if ins:
+            for index, leaf in enumerate(self._leaves):
+                ins[index] = placement.overrides.get(leaf.name, ins[index])
+        if outs:
+            updated = _updated_leaves(signature)
+            for index, leaf in enumerate(trees.leaves(signature.results)):
+                variable = updated.get(leaf.name, "")
+                outs[index] = placement.overrides.get(variable, outs[index])
+        return ins, outs
 
     def _donation(self) -> dict[str, Any]:
         """Returns which whole arguments are donated, as `jax.jit` wants it."""
@@ -81,7 +129,7 @@ class _Entry:
     def _planned(self) -> executor.Plan:
         if self._plan is None:
             fetches = [leaf.name for leaf in trees.leaves(self._signature.results)]
-            library = executor.Library(self._graph.functions)
+            library = executor.Library(self._graph.functions, self._placement)
             self._plan = executor.plan_graph(
                 self._graph.nodes, library, self._placeholders, fetches
             )
@@ -90,7 +138,7 @@ class _Entry:
     def _results(self, outputs: list[Any], args: Sequence[Any]) -> Any:
         impls = self._signature.result_key_impls
         for index, impl in enumerate(impls):
-            if impl:
+            if impl and hasattr(outputs[index], "dtype"):  # not where shardings stand for arrays
                 outputs[index] = jax.random.wrap_key_data(outputs[index], impl=impl)
         updates = dict(self._signature.updates)
         results = self._signature.results
@@ -150,6 +198,70 @@ class _Entry:
             raise errors.FeedError(errors.list_offenders(headline, bad, _ADVICE))
 
 
+def _updated_leaves(signature: Signature) -> dict[str, str]:
+    """Returns the variable of each result that is assigned back, by the result's tensor."""
+    pairs: dict[str, str] = {}
+    for result, argument in signature.updates:
+        sources = trees.leaves(signature_nodes.result_subtree(signature.results, result))
+        targets = trees.leaves(signature_nodes.argument_tree(signature.arguments, argument))
+        pairs.update((s.name, t.name) for s, t in zip(sources, targets, strict=True))
+    return pairs
+
+
+class _ShardedFunction:
+    """A function under `jax.jit` with a sharding for each array, of whatever trees it is given.
+
+    The shardings that jit takes are trees of the arguments' own classes, which are known only when
+    the arguments are there; each kind of arguments has a jitted function of its own.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        options: Mapping[str, Any],
+        ins: Sequence[Any],
+        out_tree: Callable[[Sequence[Any]], Any],
+    ) -> None:
+        self._fn = fn
+        self._options = options
+        self._ins = ins
+        self._out_tree = out_tree
+        self._jitted: dict[Any, Any] = {}
+        self.__name__ = self.__qualname__ = fn.__name__
+        self.__doc__ = fn.__doc__
+
+    def _for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        structure = jax.tree.structure((tuple(args), dict(kwargs)))
+        if structure not in self._jitted:
+            options = dict(self._options)
+            if (
+                any(self._ins)
+                and not kwargs
+                and len(jax.tree.leaves((args, kwargs))) == len(self._ins)
+            ):
+                options["in_shardings"], _ = jax.tree.unflatten(structure, self._ins)
+            outs = self._out_tree(args)
+            if outs is not None:
+                options["out_shardings"] = outs
+            self._jitted[structure] = jax.jit(self._fn, **options)
+        return self._jitted[structure]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._for(args, kwargs)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the function lowered for arguments, as of `jax.jit`."""
+        return self._for(args, kwargs).lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the function traced for arguments, as of `jax.jit`."""
+        return self._for(args, kwargs).trace(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns shapes and dtypes of the results, as of `jax.jit`."""
+        return self._for(args, kwargs).eval_shape(*args, **kwargs)
+
+
 def _paths(tree: Any) -> list[str]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(path) for path, _ in flat]
@@ -176,6 +288,7 @@ class Program:
     Attributes:
         graph: the graph.
         values: the arrays of its variables by name; typed keys as keys.
+        placement: on which devices its shardings are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,9 +300,15 @@ class Program:
         (4, 2)
     """
 
-    def __init__(self, target: building.Graph, variables: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        target: building.Graph,
+        variables: Mapping[str, Any],
+        placement: shardings.Placement | None = None,
+    ) -> None:
         self.graph = target
         self.values = dict(variables)
+        self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Callable[..., Any]] = {}
 
     @property
@@ -208,8 +327,18 @@ class Program:
             if signature is None:
                 known = ", ".join(self.graph.signatures) or "none"
                 raise errors.GraphError(f"there is no signature {name!r}; there are: {known}")
-            self._functions[name] = build_function(self.graph, signature)
+            self._functions[name] = build_function(self.graph, signature, self.placement)
         return self._functions[name]
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh that its shardings are on, with the types of axes that it was traced with.
+
+        None where the program has no shardings, or all is on one device. Arguments that are spread
+        over devices have to be spread over this mesh.
+        """
+        recorded = recorded_mesh(self.graph)
+        return None if recorded is None else self.placement.mesh(recorded)
 
     @property
     def state(self) -> Any:
@@ -244,6 +373,85 @@ class Program:
                 errors.list_offenders("the template's leaves are not the state's:", bad)
             )
         return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(plain))
+
+
+def recorded_mesh(target: graph.GraphBuilder) -> jax.sharding.AbstractMesh | None:
+    """Returns the first mesh that a graph's variables or signatures record, or None."""
+    found = [target.variable(name).sharding for name in target.variable_names]
+    for signature in target.signatures.values():
+        found += [*signature.in_shardings, *signature.out_shardings]
+    for node in target.nodes.values():
+        if node.op == "Placeholder":
+            found.append(shardings.sharding_from_attrs(node.attr))
+    recorded = next(filter(None, found), None)
+    return None if recorded is None else shardings.abstract_mesh(recorded)
+
+
+def variable_shardings(
+    target: graph.GraphBuilder, placement: shardings.Placement
+) -> dict[str, jax.sharding.Sharding]:
+    """Returns where the values of a graph's variables go, by name; none for the default device.
+
+    In a program of several processes, what has no sharding is on all devices.
+
+    Raises:
+        ShardingError: shardings do not divide their arrays; all are listed.
+    """
+    found: dict[str, jax.sharding.Sharding] = {}
+    bad: list[str] = []
+    recorded = recorded_mesh(target)
+    mesh = None if recorded is None else placement.mesh(recorded)
+    for name in target.variable_names:
+        variable = target.variable(name)
+        sharding = placement.overrides.get(name) or placement.sharding(variable.sharding)
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            bad += shardings.indivisible(name, variable.shape, sharding)
+        if sharding is None and mesh is not None and jax.process_count() > 1:
+            sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        if sharding is not None:
+            found[name] = sharding
+    if bad:
+        raise errors.ShardingError(
+            errors.list_offenders(
+                "these arrays cannot be spread over the mesh:",
+                bad,
+                "Give a mesh whose axes divide them, or other shardings=.",
+            )
+        )
+    return found
+
+
+def override_shardings(target: graph.GraphBuilder, given: Any) -> dict[str, Any]:
+    """Returns the shardings that a caller wants instead of the recorded ones, by variable.
+
+    Args:
+        target: the graph.
+        given: a sharding for all; a function of a variable's name and `jax.ShapeDtypeStruct`; or
+            a tree of the state's form, or a dict of them. None anywhere leaves what is recorded.
+
+    Raises:
+        CheckpointError: the tree's leaves are not the state's; all differences are listed.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, jax.sharding.Sharding):
+        wanted = dict.fromkeys(target.variable_names, given)
+    elif callable(given):
+        wanted = {}
+        for name in target.variable_names:
+            variable = target.variable(name)
+            wanted[name] = given(name, jax.ShapeDtypeStruct(variable.shape, variable.dtype))
+    else:
+        marked = jax.tree.map(lambda leaf: _Wanted(leaf), given, is_leaf=lambda leaf: leaf is None)
+        wanted = {name: leaf.sharding for name, leaf in named_arrays(target, marked).items()}
+    return {name: sharding for name, sharding in wanted.items() if sharding is not None}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A leaf that holds a sharding or None, which alone would be no leaf."""
+
+    sharding: jax.sharding.Sharding | None
 
 
 def physical_value(value: Any, variable: Variable) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,11 +23,13 @@ from jaxmeta import (
     values,
 )
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.checkpoint import atomic, retention, state
+from jaxmeta.checkpoint import atomic, restoring, retention, slices, state
 from jaxmeta.checkpoint import orbax as orbax_checkpoint
+from jaxmeta.graph import Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.program import Program
 from jaxmeta.session import Session
+from jaxmeta.shardings import Placement
 
 _META_SUFFIX: Final = "meta"
 _STRING_LIST_NAMES: Final = ("tensor_names", "shape_and_slices")
@@ -175,25 +177,51 @@ class Saver:
     def export_meta_graph(
         self,
         filename: str | os.PathLike[str] | None = None,
-        collection_list: list[str] | None = None,
+        collection_list: Sequence[str] | None = None,
         as_text: bool = False,
+        export_scope: str | None = None,
+        clear_devices: bool = False,
+        clear_extraneous_savers: bool = False,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
     ) -> meta_graph_pb2.MetaGraphDef:
         """Returns the graph with this saver as a MetaGraphDef; see `export_meta_graph`."""
         return meta_graph.export_meta_graph(
-            filename, collection_list, as_text, self.graph, self.as_saver_def()
+            filename,
+            saver_def=self.as_saver_def(),
+            collection_list=collection_list,
+            as_text=as_text,
+            graph=self.graph,
+            export_scope=export_scope,
+            clear_devices=clear_devices,
+            clear_extraneous_savers=clear_extraneous_savers,
+            strip_default_attrs=strip_default_attrs,
+            save_debug_info=save_debug_info,
         )
 
     # --- restoring
 
-    def restore(self, session: Session, save_path: str | os.PathLike[str]) -> None:
+    def restore(
+        self,
+        session: Session,
+        save_path: str | os.PathLike[str],
+        *,
+        shardings: Any = None,
+    ) -> None:
         """Gives the session's variables the values of a checkpoint.
+
+        Args:
+            session: whose variables they are.
+            save_path: what `save` returned.
+            shardings: see `load`; by default all is on one device.
 
         Raises:
             CheckpointError: there is no such checkpoint, or names, shapes or dtypes differ from
                 the graph's; all differences are listed.
         """
         self.wait_until_finished()
-        session.values.update(restore_variables(self.graph, save_path))
+        wanted = program.override_shardings(self.graph, shardings)
+        session.values.update(restore_variables(self.graph, save_path, wanted))
 
 
 def _check_latest_filename(latest_filename: str | None) -> None:
@@ -207,33 +235,70 @@ def restore_variables(
     shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the values of all variables of a graph from a checkpoint, as the graph holds them."""
-    specs = {}
-    for name in target.variable_names:
-        variable = target.variable(name)
-        sharding = (shardings or {}).get(name)
-        specs[name] = jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
-    return dict(orbax_checkpoint.restore(os.fspath(save_path), specs))
+    requests = {
+        name: _request(target.variable(name), (shardings or {}).get(name))
+        for name in target.variable_names
+    }
+    return restoring.restore(save_path, requests)
+
+
+def _request(variable: Variable, sharding: Any = None) -> restoring.Request:
+    info = variable.save_slice_info
+    part = slices.parse_slice_spec(info.spec) if info is not None else None
+    name = info.full_name if info is not None else variable.op_name
+    return restoring.Request(name, variable.shape, variable.dtype, part, sharding)
 
 
 def import_meta_graph(
-    meta_graph_or_file: meta_graph_pb2.MetaGraphDef | str | os.PathLike[str],
+    meta_graph_or_file: meta_graph.MetaGraphOrFile,
+    clear_devices: bool = False,
+    import_scope: str | None = None,
+    **kwargs: Any,
 ) -> Saver:
     """Adds a MetaGraphDef to the default graph and returns a saver for its variables.
+
+    Args:
+        meta_graph_or_file: the MetaGraphDef, or the file that holds it.
+        clear_devices: whether nodes lose their device.
+        import_scope: a scope for all that is imported.
+        **kwargs: input_map, unbound_inputs_col_name, restore_collections_predicate and
+            return_elements, as in `meta_graph.import_scoped_meta_graph`.
 
     Raises:
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
-    return Saver(meta_graph.import_graph(meta_graph_or_file, building.get_default_graph()))
+    target = building.get_default_graph()
+    meta_graph.add_meta_graph(
+        meta_graph_or_file,
+        target,
+        clear_devices=clear_devices,
+        import_scope=import_scope,
+        **kwargs,
+    )
+    return Saver(target)
 
 
-def load(path: str | os.PathLike[str] | None) -> Program:
+def load(
+    path: str | os.PathLike[str] | None,
+    mesh: jax.sharding.Mesh | None = None,
+    shardings: Any = None,
+) -> Program:
     """Returns the program in a checkpoint: its entry points and its state.
+
+    Arrays that were spread over devices are so again: each device, and each process, reads its
+    own part.
 
     Args:
         path: what `Saver.save` or `latest_checkpoint` returned, the ``.meta`` file beside it, or
             the directory of the ``checkpoint`` file.
+        mesh: takes the place of the recorded mesh; its axes have the same names, any size, or are
+            some of them. Where None, the recorded mesh is made anew if there are exactly as many
+            devices; else all is on one device.
+        shardings: for the state, instead of the recorded ones: one for all, a tree like the state,
+            or a function of a variable's name and `jax.ShapeDtypeStruct`.
 
     Raises:
+        ShardingError: the mesh does not divide the arrays; all such are listed.
         CheckpointError: there is no checkpoint, or it does not fit the graph.
         FormatError: the graph's file is missing, damaged, or of a newer version.
     """
@@ -242,7 +307,9 @@ def load(path: str | os.PathLike[str] | None) -> Program:
     if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
         raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
     target = meta_graph.import_graph(meta_file)
-    physical = restore_variables(target, prefix)
+    placement = Placement(mesh, program.override_shardings(target, shardings))
+    wanted = program.variable_shardings(target, placement)
+    physical = restore_variables(target, prefix, wanted)
     recorded = _recorded_names(target)
     logical = {}
     for name, value in physical.items():
@@ -250,7 +317,7 @@ def load(path: str | os.PathLike[str] | None) -> Program:
             logical[name] = program.logical_value(value, target.variable(name))
         else:
             target.constants[name] = np.asarray(value)
-    return Program(target, logical)
+    return Program(target, logical, placement)
 
 
 def _recorded_names(target: building.Graph) -> set[str]:

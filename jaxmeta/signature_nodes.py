@@ -9,7 +9,19 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, graph, jaxprs, naming, nodes, specs, trace, trees, values
+from jaxmeta import (
+    dtypes,
+    errors,
+    graph,
+    jaxprs,
+    naming,
+    nodes,
+    shardings,
+    specs,
+    trace,
+    trees,
+    values,
+)
 from jaxmeta.graph import Signature, Tensor, Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _definition
@@ -102,16 +114,24 @@ class SignatureNodes:
             ref = f"{leaf.node_name}:{leaf.index}" if leaf.index else leaf.node_name
             return Edge(ref, leaf.number, leaf.shape)
         impl, aval = specs.physical(leaf)
-        edge = self._placeholder(name, impl, aval)
+        edge = self._placeholder(name, impl, aval, shardings.of_array(leaf))
         self._tensors.append(f"{edge.ref}:0")
         return edge
 
-    def _placeholder(self, name: str, impl: str, aval: jax.ShapeDtypeStruct) -> Edge:
+    def _placeholder(
+        self,
+        name: str,
+        impl: str,
+        aval: jax.ShapeDtypeStruct,
+        sharding: shardings.Recorded | None,
+    ) -> Edge:
         """Returns a placeholder; one of the same name and kind is shared between signatures."""
         target = self._graph
         attrs: dict[str, Any] = {"dtype": np.dtype(aval.dtype), "shape": aval.shape}
         if impl:
             attrs[nodes.KEY_IMPL_ATTR] = impl
+        if sharding is not None:
+            attrs.update(shardings.sharding_to_attrs(sharding))
         known = target.nodes.get(name)
         number = dtypes.dtype_to_number(aval.dtype)
         if (
@@ -132,8 +152,10 @@ class SignatureNodes:
         outputs: Sequence[Edge],
         arguments: Any,
         updates: Mapping[int, int],
+        jit_shardings: tuple[Sequence[Any], Sequence[Any]] = ((), ()),
     ) -> Signature:
         """Returns the signature, having added the assignments of its updates."""
+        ins, outs = (tuple(map(shardings.to_recorded, side)) for side in jit_shardings)
         names = iter(self._tensors)
         by_leaf = trees.describe(
             jax.tree.map(leaf_spec, arguments, is_leaf=is_handle),
@@ -155,6 +177,8 @@ class SignatureNodes:
             updates=tuple(sorted(updates.items())),
             train_op=train_op,
             result_key_impls=impls if any(impls) else (),
+            in_shardings=ins if any(ins) else (),
+            out_shardings=outs if any(outs) else (),
         )
 
     def _add_updates(
@@ -255,6 +279,7 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
         attrs["_jax_train_op"] = signature.train_op
     if signature.result_key_impls:
         attrs["_jax_result_key_impls"] = signature.result_key_impls
+    attrs.update(shardings.signature_to_attrs(signature.in_shardings, signature.out_shardings))
     return attrs
 
 
@@ -267,7 +292,11 @@ def leaf_spec(leaf: Any) -> Any:
     """Returns what a function is traced with for a leaf of a signature's arguments."""
     if isinstance(leaf, Variable):
         spec = specs.logical_spec(leaf.shape, leaf.dtype, leaf.key_impl)
-        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, weak_type=leaf.weak_type)
+        traced = leaf.graph.traced_shardings.get(leaf.op_name)
+        sharding = traced or shardings.Placement().sharding(leaf.sharding)
+        return jax.ShapeDtypeStruct(
+            spec.shape, spec.dtype, weak_type=leaf.weak_type, sharding=sharding
+        )
     if isinstance(leaf, Tensor):
         impl = leaf.op.node_def.attr[nodes.KEY_IMPL_ATTR].s.decode()
         return specs.logical_spec(leaf.shape or (), leaf.dtype, impl)

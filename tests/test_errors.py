@@ -89,7 +89,7 @@ def test_exceptions_are_the_tree_that_the_docstring_draws():
     }
     assert drawn == defined
     for name in defined:
-        assert getattr(errors, name).__bases__[0] is errors.JaxmetaError
+        assert issubclass(getattr(errors, name).__bases__[0], errors.JaxmetaError)
         assert getattr(jaxmeta, name) is getattr(errors, name)
 
 
@@ -104,13 +104,14 @@ def test_list_of_offenders_shows_ten_and_counts_the_rest():
 
 def test_missing_file(tmp_path):
     path = tmp_path / "model.meta"
-    with raises(errors.FormatError, f"{path}: there is no such file"):
+    with raises(errors.UnreadableFileError, f"{path}: there is no such file"):
         jaxmeta.read_meta_graph_file(path)
 
 
 def test_directory_in_place_of_a_file(tmp_path):
     with raises(
-        errors.FormatError, f"{tmp_path}: cannot be read: [Errno 21] Is a directory: '{tmp_path}'"
+        errors.UnreadableFileError,
+        f"{tmp_path}: cannot be read: [Errno 21] Is a directory: '{tmp_path}'",
     ):
         jaxmeta.read_meta_graph_file(tmp_path)
 
@@ -118,7 +119,7 @@ def test_directory_in_place_of_a_file(tmp_path):
 def test_empty_file(tmp_path):
     path = tmp_path / "model.meta"
     path.touch()
-    with raises(errors.FormatError, f"{path}: the file is empty"):
+    with raises(errors.UnreadableFileError, f"{path}: the file is empty"):
         jaxmeta.read_meta_graph_file(path)
 
 
@@ -423,7 +424,7 @@ def test_load_where_the_latest_checkpoint_was_deleted(tmp_path):
 def test_graph_is_missing_beside_its_checkpoint(tmp_path):
     with jaxmeta.Saver(make_graph()) as saver:
         prefix = saver.save(make_state(), tmp_path / "model", write_meta_graph=False)
-    with raises(errors.FormatError, f"{prefix}.meta: there is no such file"):
+    with raises(errors.UnreadableFileError, f"{prefix}.meta: there is no such file"):
         jaxmeta.load(prefix)
 
 

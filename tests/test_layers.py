@@ -16,27 +16,44 @@ ROOT = pathlib.Path(jaxmeta.__file__).parent
 # A module imports from the rows above its own: never from below, never from beside.
 ROWS = (
     ("errors", "_proto", "pausing"),
-    ("dtypes", "naming", "op_defs", "ordering"),
-    ("values", "xla_attrs", "jaxprs"),
-    ("trees",),
+    ("default_sessions", "queue_resources", "variable_store"),
+    ("dtypes", "naming", "op_defs", "ordering", "collection_registry", "renaming"),
+    ("values", "xla_attrs", "jaxprs", "eqn_params"),
+    ("function_library", "graph_transforms"),
+    ("binding", "control_flow_contexts"),
+    ("shardings", "trees"),
     ("specs", "nodes"),
     ("graph",),
+    ("printing",),
     ("ops._not_lowered", "ops._definition"),
     ("ops._computation", "ops._operands"),
     ("ops._indexing", "ops._keys", "ops._matrices", "ops._pointwise", "ops._window"),
     ("ops.<family>",),
     ("ops",),
-    ("trace", "executor"),
+    ("plans",),
+    ("trace", "executor", "compiling"),
+    ("segments", "inlining"),
     ("signature_nodes",),
     ("building",),
+    ("event_files",),
     ("program",),
     ("checkpoint.atomic",),
-    ("checkpoint.layout",),
+    ("checkpoint.background", "checkpoint.coding", "checkpoint.crc32c", "checkpoint.layout"),
+    ("checkpoint.slices", "checkpoint.snappy"),
+    ("checkpoint.stored", "checkpoint.table"),
     ("checkpoint.orbax_reader", "checkpoint.retention", "checkpoint.state"),
-    ("checkpoint.orbax",),
+    ("checkpoint.slice_table_reader", "checkpoint.tensor_bundle_reader"),
+    ("checkpoint.orbax", "checkpoint.tensor_bundle"),
+    ("checkpoint.reader",),
+    ("checkpoint.restoring",),
     ("checkpoint",),
-    ("collection_defs",),
+    ("meta_graph_file", "graph_def_checks", "node_differences"),
+    ("collection_defs", "signature_defs", "graph_def_import"),
+    ("meta_graph_import",),
+    ("meta_graph_export",),
     ("meta_graph",),
+    ("differences",),
+    ("fetches",),
     ("session",),
     ("saver",),
     ("",),  # jaxmeta itself: the public names
@@ -45,8 +62,9 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {name: index for index, names in enumerate(ROWS) for name in names}
+assert len(ROW_OF) == sum(map(len, ROWS)), "a module stands in two rows"
 # What a checkpoint knows: names and arrays, no graphs.
-CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming"}
+CHECKPOINT_SEES = {"errors", "_proto", "dtypes", "naming", "values"}
 
 
 def module_name(path: pathlib.Path) -> str:

@@ -232,7 +232,7 @@ def test_signatures_added_after_the_session_can_be_run(session):
 def test_closed_session_holds_nothing(session):
     session.close()
     assert session.values == {}
-    with pytest.raises(errors.GraphError, match="has no value"):
+    with pytest.raises(errors.SessionError, match="is closed"):
         session.run("w:0")
 
 

@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import BinaryIO, Final, Self, TypeAlias
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -38,11 +38,22 @@ def write_file(path: StrPath, data: bytes) -> None:
     Raises:
         OSError: the directory is missing or cannot be written.
     """
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(path: StrPath) -> Iterator[BinaryIO]:
+    """Yields a file to be filled, which then takes its place in one step; see `write_file`.
+
+    Raises:
+        OSError: the directory is missing or cannot be written.
+    """
     path = os.fspath(path)
     with _locked(path, is_directory=False) as (temporary, descriptor):
         try:
             with open(descriptor, "wb", closefd=False) as file:
-                file.write(data)
+                yield file
             os.fsync(descriptor)
             os.replace(temporary, path)
         except BaseException:

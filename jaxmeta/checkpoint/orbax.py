@@ -13,28 +13,23 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
 import math
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import jax
 import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.checkpoint import atomic, layout
+from jaxmeta.checkpoint import atomic, background, layout
 from jaxmeta.checkpoint.atomic import StrPath
+from jaxmeta.checkpoint.background import OnCommit
 from jaxmeta.checkpoint.orbax_reader import read_specs as read_specs
 from jaxmeta.checkpoint.orbax_reader import restore as restore
 
 Index: TypeAlias = tuple[slice, ...]
-OnCommit: TypeAlias = Callable[[], None]
-
-_logger = logging.getLogger(__name__)
 
 _SHARED_SUFFIX: Final = ".jaxmeta-shared"
 # Chunks are checked and copied by all cores at once, each in the cache of one; 1 MiB was fastest.
@@ -42,13 +37,8 @@ _CHUNK_BYTES: Final = 1 << 20
 _MAX_CHUNKS: Final = 4096
 
 
-class CheckpointWriter:
-    """Saves named arrays to Orbax directories, one at a time, in the background.
-
-    ``save`` returns as soon as the arrays are safe from what the program does next, such as
-    donating them to the next step. An error in the background is logged at once and raised by the
-    next ``save``, ``wait_until_finished`` or ``close``. A normal exit of the interpreter waits for
-    the save; a kill at any moment leaves the former directory of that name whole.
+class CheckpointWriter(background.BackgroundWriter):
+    """Saves named arrays to Orbax directories, one at a time; see `BackgroundWriter`.
 
     In a program of several processes all of them call it alike, on a file system that they share,
     and close it before they exit.
@@ -64,13 +54,6 @@ class CheckpointWriter:
         >>> read_specs(path)
         {'params/w': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
-
-    def __init__(self, *, blocking: bool = False) -> None:
-        self._blocking = blocking
-        self._closed = False
-        self._joins_at_exit = False
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
 
     def save(
         self,
@@ -92,9 +75,7 @@ class CheckpointWriter:
                 something that is no checkpoint, or this writer is closed.
             Exception: whatever the save before this one met in the background.
         """
-        if self._closed:
-            raise errors.CheckpointError(f"cannot save {directory}: the writer is closed")
-        self.wait_until_finished()
+        self._begin(directory)
         directory = os.path.abspath(directory)
         _check_arrays(directory, arrays)
         _check_place(directory)
@@ -108,68 +89,6 @@ class CheckpointWriter:
             job = _start_shared_save(directory, arrays, on_commit)
             self._join_at_exit()
         self._start(directory, job)
-
-    def wait_until_finished(self) -> None:
-        """Waits until the save under way is in place.
-
-        Raises:
-            Exception: what it met.
-        """
-        self._join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def close(self) -> None:
-        """Waits for the save under way; the writer takes no more.
-
-        Raises:
-            Exception: what the save met.
-        """
-        self._closed = True
-        self.wait_until_finished()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _start(self, directory: str, job: Callable[[], None]) -> None:
-        # The interpreter joins threads that are no daemons before it exits; but one that is started
-        # by a function of `atexit` comes too late for that.
-        if self._blocking or not threading.main_thread().is_alive():
-            job()
-        else:
-            self._thread = threading.Thread(target=self._run, args=(directory, job))
-            self._thread.start()
-
-    def _run(self, directory: str, job: Callable[[], None]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            _logger.error("saving %s failed: %r", directory, error)
-            self._error = error
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _join_at_exit(self) -> None:
-        """Has Orbax's save end before the thread pools stop that it needs, at exit.
-
-        Non-daemon threads are joined after them, and functions of ``atexit`` called after that.
-        """
-        register = getattr(threading, "_register_atexit", None)
-        if register is not None and not self._joins_at_exit:
-            self._joins_at_exit = True
-            register(self._join)  # called before those registered earlier
 
 
 # --- saving ------------------------------------------------------------------------------------

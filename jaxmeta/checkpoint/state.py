@@ -184,7 +184,7 @@ def _is_same(path: str, other: str) -> bool:
 
 def checkpoint_exists(checkpoint_prefix: StrPath) -> bool:
     """Returns whether an Orbax directory, a TensorBundle or a V1 file has this prefix."""
-    return _data_file(os.fspath(checkpoint_prefix)) is not None
+    return data_file(os.fspath(checkpoint_prefix)) is not None
 
 
 def get_checkpoint_mtimes(checkpoint_prefixes: Iterable[StrPath]) -> list[float]:
@@ -192,7 +192,7 @@ def get_checkpoint_mtimes(checkpoint_prefixes: Iterable[StrPath]) -> list[float]
 
     Those that do not exist are left out.
     """
-    files = (_data_file(os.fspath(prefix)) for prefix in checkpoint_prefixes)
+    files = (data_file(os.fspath(prefix)) for prefix in checkpoint_prefixes)
     return [os.path.getmtime(file) for file in files if file is not None]
 
 
@@ -230,7 +230,7 @@ def _is_directory(prefix: str) -> bool:
     return bool(prefix) and layout.is_orbax_directory(atomic.find_directory(prefix))
 
 
-def _data_file(prefix: str) -> str | None:
+def data_file(prefix: str) -> str | None:
     """Returns the file or directory by which a checkpoint is known; of sharded files, one."""
     if os.path.isfile(f"{prefix}.index"):
         return f"{prefix}.index"

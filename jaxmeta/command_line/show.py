@@ -13,10 +13,18 @@ import textwrap
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Final
 
-from google.protobuf import message
-
-from jaxmeta import building, dtypes, errors, graph, meta_graph, nodes, trees, values
-from jaxmeta._proto import graph_pb2, meta_graph_pb2, struct_pb2
+from jaxmeta import (
+    building,
+    dtypes,
+    errors,
+    graph,
+    meta_graph,
+    nodes,
+    printing,
+    trees,
+    values,
+)
+from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.checkpoint import state
 
 SECTIONS: Final = ("versions", "signatures", "variables", "collections", "ops")
@@ -51,6 +59,16 @@ def find_meta_graph(path: str | os.PathLike[str]) -> str:
             f"{name}: there is no such file, no {beside}, and no directory with a 'checkpoint' file"
         )
     return state.meta_graph_filename(found.model_checkpoint_path)
+
+
+def list_nodes(path: str | os.PathLike[str]) -> str:
+    """Returns the nodes and functions of a file, as assignments.
+
+    Raises:
+        FormatError: the file is missing, damaged, or no MetaGraphDef.
+    """
+    graph_def = meta_graph.read_meta_graph_file(find_meta_graph(path)).graph_def
+    return printing.graph_def_to_text(graph_def)
 
 
 # --- the summary -------------------------------------------------------------------------------
@@ -221,44 +239,8 @@ def _item_bytes(number: int) -> int:
 
 
 def _collection(proto: meta_graph_pb2.CollectionDef, nodes: Container[str]) -> dict[str, Any]:
-    kind = proto.WhichOneof("kind") or "empty"
-    items: list[Any] = list(getattr(proto, kind).value) if kind != "empty" else []
-    if kind == "any_list":
-        items = [_any_item(item) for item in items]
-    elif kind == "bytes_list":
-        names = [_variable_name(item, nodes) for item in items]
-        kind = "variable" if all(names) else kind
-        items = names if all(names) else [_text(item) for item in items]
-    return {"kind": kind.removesuffix("_list"), "items": items}
-
-
-def _variable_name(content: bytes, nodes: Container[str]) -> str:
-    """Returns the variable that an item of a collection stands for; empty where it does not."""
-    try:
-        name = meta_graph_pb2.VariableDef.FromString(content).variable_name.split(":")[0]
-    except message.DecodeError:
-        return ""
-    return name if name in nodes else ""
-
-
-def _text(content: bytes) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    return text if text.isprintable() else f"<{len(content)} bytes>"
-
-
-def _any_item(item: Any) -> Any:
-    """Returns a tree of numbers and strings as such, and the type and size of anything else."""
-    kind = item.type_url.rsplit("/", 1)[-1]
-    if kind == "tensorflow.StructuredValue":
-        try:
-            proto = struct_pb2.StructuredValue.FromString(item.value)
-            return trees.structure_from_proto(proto)
-        except (message.DecodeError, errors.FormatError):
-            pass
-    return f"<{kind}, {len(item.value)} bytes>"
+    kind, items = printing.describe_collection(proto, nodes)
+    return {"kind": kind, "items": items}
 
 
 def _op_histogram(graph_def: graph_pb2.GraphDef) -> dict[str, dict[str, int]]:

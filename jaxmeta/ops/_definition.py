@@ -116,6 +116,8 @@ class Kernel:
         must_be_fed: whether a value for the node's outputs has to be given.
         is_host: whether it works on strings or files, which XLA has not, outside jit.
         injected: the arguments that the executor fills in.
+        has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
+            the handles that its variable's node gives, and are returned as these.
     """
 
     run: Callable[..., Any]
@@ -125,6 +127,7 @@ class Kernel:
     is_host: bool = False
     injected: tuple[str, ...] = ()
     must_be_fed: bool = False
+    has_references: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,6 +198,8 @@ LOWERINGS: Final[dict[str, Callable[..., Any]]] = {}
 """Primitive name to lowering."""
 KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to kernel."""
+STRING_KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to the kernel of nodes that are given strings, where another one is for numbers."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
 EXAMPLES: Final[list[Example]] = []
@@ -242,6 +247,26 @@ def kernel(
                 raise TypeError(f"op {op!r} has a kernel already")
             made = _make_kernel(fn, op, static, is_host)
             KERNELS[op] = dataclasses.replace(made, must_be_fed=must_be_fed)
+        return fn
+
+    return register
+
+
+def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
+    """Registers a function of numpy arrays as the kernel of ops where an input holds strings.
+
+    It is for ops of arrays of any dtype, whose kernels work on numbers only; strings come as object
+    arrays of bytes.
+
+    Raises:
+        TypeError: an op is unknown or has such a kernel already, or the signature does not fit it.
+    """
+
+    def register(fn: _Function) -> _Function:
+        for op in ops:
+            if op in STRING_KERNELS:
+                raise TypeError(f"op {op!r} has a kernel for strings already")
+            STRING_KERNELS[op] = _make_kernel(fn, op, (), is_host=True)
         return fn
 
     return register
@@ -323,6 +348,7 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
         is_stateful=first == "state",
         is_host=is_host,
         injected=injected,
+        has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
     )
 
 

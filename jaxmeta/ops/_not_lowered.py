@@ -39,9 +39,6 @@ _ORDERING: Final = (
 _TRANSIENT: Final = (
     "it stands only inside a derivative that is being taken; trace the finished derivative"
 )
-_SHARDING: Final = (
-    "shardings are not written yet; leave out with_sharding_constraint and shard what is loaded"
-)
 _WINDOW: Final = "no program uses it outside the gradient of pooling, which has a node form"
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
@@ -78,7 +75,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
-    _SHARDING: ("sharding_constraint",),
     _WINDOW: ("select_and_scatter",),
     _FACTORIZATION: ("schur", "hessenberg", "tridiagonal"),
     _COLLECTIVE: (

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dtypes, jaxprs, op_defs
+from jaxmeta import dtypes, eqn_params, op_defs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     LOWERINGS,
@@ -80,7 +80,7 @@ def unary(
 
     def lower(ctx: LoweringContext, x: Edge, *, accuracy: Any = None) -> list[Edge]:
         if accuracy is not None:
-            names = jaxprs.accuracy_to_names(accuracy)
+            names = eqn_params.accuracy_to_names(accuracy)
             return ctx.node(op, x, **{PRIMITIVE_ATTR: primitive, "_jax_accuracy": names})
         if takes(op, x):
             return ctx.node(op, x)
@@ -101,7 +101,7 @@ def with_accuracy(fn: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Any, *, accuracy: tuple[bytes, ...] = ()) -> Any:
         if not accuracy:
             return fn(x)
-        return fn(x, accuracy=jaxprs.accuracy_from_names([name.decode() for name in accuracy]))
+        return fn(x, accuracy=eqn_params.accuracy_from_names([name.decode() for name in accuracy]))
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +40,21 @@ from jaxmeta.ops._pointwise import (
 )
 
 _COMPLEX = Spec((3, 4), np.complex64)
+_HALF = Spec((3, 4), jnp.bfloat16)
+
+
+def _extreme(compare: Callable[..., Any], on_bools: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns maximum or minimum of bools, and of complex numbers in the order of their parts."""
+
+    def run(x: Any, y: Any) -> Any:
+        if x.dtype.kind != "c":
+            return on_bools(x, y)
+        has_equal_reals = lax.eq(lax.real(x), lax.real(y))
+        by_imag, by_real = compare(lax.imag(x), lax.imag(y)), compare(lax.real(x), lax.real(y))
+        return lax.select(lax.select(has_equal_reals, by_imag, by_real), x, y)
+
+    return run
+
 
 # --- two operands ------------------------------------------------------------------------------
 
@@ -65,7 +81,8 @@ binary(
     PAIR,
     INTS,
     (bools(3), bools(3)),
-    otherwise=lambda x, y: lax.bitwise_or(x, y),
+    (_COMPLEX, _COMPLEX),
+    otherwise=_extreme(lax.gt, lax.bitwise_or),
 )
 binary(
     "Minimum",
@@ -74,10 +91,42 @@ binary(
     PAIR,
     INTS,
     (bools(3), bools(3)),
-    otherwise=lambda x, y: lax.bitwise_and(x, y),
+    (_COMPLEX, _COMPLEX),
+    otherwise=_extreme(lax.lt, lax.bitwise_and),
 )
-binary("Atan2", "atan2", lax.atan2, PAIR)
-binary("NextAfter", "nextafter", lax.nextafter, PAIR, gradient=False)
+
+
+def _complex_atan2(y: Any, x: Any) -> Any:
+    """Returns the angle as XLA computes it."""
+    i = np.asarray(1j, x.dtype)
+    squares = lax.add(lax.mul(x, x), lax.mul(y, y))
+    direction = lax.div(lax.add(x, lax.mul(i, y)), lax.sqrt(squares))
+    return lax.mul(lax.neg(i), lax.log(direction))
+
+
+def _next_after(x: Any, y: Any) -> Any:
+    """Returns the neighbour of x towards y by counting its bits, which order the magnitudes."""
+    bits = np.dtype(f"int{8 * x.dtype.itemsize}")
+    sign, rest = (np.asarray(limit, bits) for limit in (np.iinfo(bits).min, np.iinfo(bits).max))
+    from_bits, to_bits = (lax.bitcast_convert_type(value, bits) for value in (x, y))
+    from_size, to_size = (lax.bitwise_and(value, rest) for value in (from_bits, to_bits))
+    has_same_sign = lax.ge(lax.bitwise_xor(from_bits, to_bits), np.zeros((), bits))
+    is_outward = lax.bitwise_and(lax.gt(to_size, from_size), has_same_sign)
+    step = lax.select(is_outward, lax.full_like(from_bits, 1), lax.full_like(from_bits, -1))
+    is_zero = lax.eq(from_size, np.zeros((), bits))
+    smallest = lax.bitwise_or(lax.bitwise_and(to_bits, sign), np.ones((), bits))
+    moved = lax.select(is_zero, smallest, lax.add(from_bits, step))
+    both_zero = lax.bitwise_and(is_zero, lax.eq(to_size, np.zeros((), bits)))
+    is_there = lax.bitwise_or(lax.eq(from_bits, to_bits), both_zero)
+    neighbour = lax.bitcast_convert_type(lax.select(is_there, to_bits, moved), x.dtype)
+    is_nan = lax.bitwise_or(lax.ne(x, x), lax.ne(y, y))
+    return lax.select(is_nan, lax.add(x, y), neighbour)
+
+
+binary("Atan2", "atan2", lax.atan2, PAIR, otherwise=_complex_atan2)
+example(lambda x, y: lax.atan2(x, y), _COMPLEX, _COMPLEX, gradient=False, tolerance=1e-4)
+binary("NextAfter", "nextafter", lax.nextafter, PAIR, gradient=False, otherwise=_next_after)
+example(lambda x, y: lax.nextafter(x, y), _HALF, _HALF, gradient=False)
 
 
 @lowering("div")

@@ -10,9 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import binding, eqn_params, errors, jaxprs, shardings
 from jaxmeta.nodes import Edge
-from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
+from jaxmeta.ops._definition import (
+    JAX_ATTR_PREFIX,
+    LoweringContext,
+    example,
+    f32,
+    kernel,
+    lowering,
+    restores,
+)
 
 # --- jit ---------------------------------------------------------------------------------------
 
@@ -35,20 +43,48 @@ def lower_jit(
 ) -> list[Edge]:
     del donated_invars  # means nothing inside another program
     del ctx_mesh, keep_unused
-    if not all(jaxprs.is_unspecified(s) for s in (*in_shardings, *out_shardings)):
-        raise ctx.unsupported("a jit with shardings inside the program")
+    placed = _sharding_params(ctx, in_shardings, out_shardings)
     if any(layout is not None for layout in (*in_layouts, *out_layouts)):
         raise ctx.unsupported("a jit with layouts inside the program")
     if compiler_options_kvs:
         raise ctx.unsupported("a jit with compiler options inside the program")
     function = ctx.function(jaxpr, name)
-    way = jaxprs.inline_to_name(inline) or None
-    return ctx.call(function, *inputs, primitive="jit", name=name, inline=way)
+    way = eqn_params.inline_to_name(inline) or None
+    return ctx.call(function, *inputs, primitive="jit", name=name, inline=way, **placed)
+
+
+def _sharding_params(ctx: LoweringContext, inputs: Any, outputs: Any) -> dict[str, Any]:
+    sides = [
+        [None if jaxprs.is_unspecified(sharding) else sharding for sharding in side]
+        for side in (inputs, outputs)
+    ]
+    try:
+        attrs = shardings.signature_to_attrs(*(map(shardings.to_recorded, s) for s in sides))
+    except errors.ShardingError as error:
+        raise ctx.unsupported(str(error)) from None
+    return {name.removeprefix(JAX_ATTR_PREFIX): value for name, value in attrs.items()}
 
 
 @restores("jit")
-def restore_jit(*inputs: Any, function: Any, name: bytes, inline: bytes = b"") -> Any:
-    options = jaxprs.inline_from_name(inline.decode())
+def restore_jit(
+    *inputs: Any,
+    library: Any,
+    function: Any,
+    name: bytes,
+    inline: bytes = b"",
+    in_shardings: tuple[bytes, ...] = (),
+    out_shardings: tuple[bytes, ...] = (),
+    mesh_axes: tuple[bytes, ...] = (),
+    mesh_shape: tuple[int, ...] = (),
+    mesh_axis_types: tuple[bytes, ...] = (),
+) -> Any:
+    options = eqn_params.inline_from_name(inline.decode())
+    if mesh_axes:
+        mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
+        for side, texts in (("in_shardings", in_shardings), ("out_shardings", out_shardings)):
+            placed = tuple(library.placement.sharding_of_text(mesh, text) for text in texts)
+            if any(placed):
+                options[side] = placed
     return function.jitted(name.decode(), **options)(*inputs)
 
 
@@ -72,7 +108,7 @@ def lower_remat(
     differentiated: bool,
     policy: Any,
 ) -> list[Edge]:
-    names = jaxprs.policy_to_names(policy)
+    names = eqn_params.policy_to_names(policy)
     if names is None:
         if not differentiated:
             raise ctx.unsupported(f"the checkpoint policy {policy} has no name to record")
@@ -97,12 +133,12 @@ def restore_remat(
     differentiated: bool,
     policy: tuple[bytes, ...] = (),
 ) -> Any:
-    return jaxprs.bind_remat(
+    return binding.bind_remat(
         function,
         inputs,
         prevent_cse=prevent_cse,
         differentiated=differentiated,
-        policy=jaxprs.policy_from_names([name.decode() for name in policy]),
+        policy=eqn_params.policy_from_names([name.decode() for name in policy]),
     )
 
 
@@ -119,7 +155,7 @@ def lower_closed_call(ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any) -> l
 
 @restores("closed_call")
 def restore_closed_call(*inputs: Any, function: Any) -> list[Any]:
-    return jaxprs.bind_closed_call(function, inputs)
+    return binding.bind_closed_call(function, inputs)
 
 
 @lowering("composite")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import binding, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
@@ -119,7 +119,7 @@ def stateless_while(
         return run_body(*before, *operands)[num_consts:]
 
     constants, carry = input[:num_consts], input[num_consts:]
-    results = jaxprs.bind_while(holds, step, constants[:split], constants[split:], carry)
+    results = binding.bind_while(holds, step, constants[:split], constants[split:], carry)
     return [*constants, *results]
 
 
@@ -195,7 +195,7 @@ def stateless_case(
     _jax_platforms: Sequence[bytes] = (),
 ) -> Any:
     if _jax_is_clamped:
-        return jaxprs.bind_cond(branch_index, input, branches, _read_platforms(_jax_platforms))
+        return binding.bind_cond(branch_index, input, branches, _read_platforms(_jax_platforms))
     return _run_case(None, branch_index, input, branches)
 
 
@@ -340,7 +340,7 @@ def _read_platforms(names: Sequence[bytes]) -> list[tuple[str, ...] | None]:
 @restores("platform_index")
 def restore_platform_index(index: Any, *, platforms: Sequence[bytes]) -> Any:
     del index  # TensorFlow's
-    return jaxprs.bind_platform_index(_read_platforms(platforms))
+    return binding.bind_platform_index(_read_platforms(platforms))
 
 
 example(lambda x: lax.platform_dependent(x, cpu=jnp.sin, tpu=jnp.cos, default=jnp.tan), f32(3))

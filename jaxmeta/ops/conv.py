@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, xla_attrs
+from jaxmeta import dtypes, jaxprs, xla_attrs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, kernel, lowering
 from jaxmeta.ops._operands import ints
@@ -40,7 +40,7 @@ def lower_conv_general_dilated(
     preferred_element_type: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if out_sharding is not None:
+    if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on conv_general_dilated cannot be expressed")
     pads, strides = pairs(padding), ints(window_strides)
     is_preferred = preferred_element_type is not None

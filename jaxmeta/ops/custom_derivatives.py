@@ -7,14 +7,15 @@ was loaded is differentiated as the original was, to any order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import jaxprs
+from jaxmeta import errors, jaxprs
 from jaxmeta.nodes import Edge
-from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
+from jaxmeta.ops._definition import LoweringContext, example, f32, i32, lowering, restores
 
 
 def _is_differentiable(value: Any) -> bool:
@@ -49,25 +50,68 @@ def lower_custom_jvp(
 ) -> list[Edge]:
     del num_consts, symbolic_zeros  # the traced rule has all operands, and zeros as arrays
     run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+    name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
+    try:
+        (jvp,) = ctx.rule_functions(
+            jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun),
+            [f"{name}_jvp"],
+            lambda: [_trace_jvp(run, avals)],
+        )
+    except _RuleFailedError as error:
+        jvp = f"{_FAILED}{error}"
+    return ctx.call(ctx.function(call_jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+
+
+class _RuleFailedError(Exception):
+    """A derivative rule does not trace: then the original cannot be differentiated either."""
+
+
+_FAILED: Final = "failed: "
+
+
+def _trace_jvp(run: Callable[..., Any], avals: Sequence[Any]) -> Any:
+    """Returns the jaxpr of the derivative of a function, without what holds no tangents."""
     count = len(avals)
 
     def rule(*arrays: Any) -> list[Any]:
         primals = arrays[:count]
-        outputs, tangents = jax.jvp(run, primals, _with_tangents(primals, arrays[count:]))
+        if not any(map(_is_differentiable, primals)):
+            outputs = run(*primals)
+            return [*outputs, *(jnp.zeros_like(x) for x in outputs if _is_differentiable(x))]
+        try:
+            outputs, tangents = jax.jvp(run, primals, _with_tangents(primals, arrays[count:]))
+        except Exception as error:
+            raise _RuleFailedError(f"{type(error).__name__}: {error}") from error
         return [*outputs, *(t for t in tangents if t.dtype != jax.dtypes.float0)]
 
-    name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
-    (jvp,) = ctx.rule_functions(
-        jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun),
-        [f"{name}_jvp"],
-        lambda: [jaxprs.make_jaxpr(rule, [*avals, *_differentiable(avals)])],
-    )
-    return ctx.call(ctx.function(call_jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+    jaxpr = jaxprs.make_jaxpr(rule, [*avals, *_differentiable(avals)])
+    if jaxprs.holds_tracers(jaxpr):
+        raise _RuleFailedError("it uses values of a trace that has ended")
+    return jaxpr
 
 
 @restores("custom_jvp_call")
 def restore_custom_jvp(*inputs: Any, function: Any, library: Any, jvp: Any) -> Any:
-    return _custom_jvp(function, jvp if callable(jvp) else library[jvp.decode()])(*inputs)
+    if isinstance(jvp, bytes) and jvp.startswith(_FAILED.encode()):
+        rule = _failed_rule(function, jvp.decode())
+    else:
+        rule = jvp if callable(jvp) else library[jvp.decode()]
+    return _custom_jvp(function, rule)(*inputs)
+
+
+def _failed_rule(function: Any, message: str) -> Callable[..., Any]:
+    """Returns the rule that raises; made once for each function."""
+
+    def make() -> Callable[..., Any]:
+        def rule(*_: Any) -> Any:
+            raise errors.DerivativeError(
+                f"the derivative rule of {function.name!r} did not trace when it was saved: "
+                f"{message.removeprefix(_FAILED)}"
+            )
+
+        return rule
+
+    return function.derived(("failed jvp", message), make)  # type: ignore[no-any-return]
 
 
 def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
@@ -87,7 +131,7 @@ def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
 
         return call
 
-    derived: Callable[..., Any] = function.derived(("jvp", rule.name), make)
+    derived: Callable[..., Any] = function.derived(("jvp", rule), make)
     return derived
 
 
@@ -97,8 +141,11 @@ def _cubed(x: Any) -> Any:
 
 
 _cubed.defjvps(lambda t, answer, x: t * 7.0 * x + 0 * answer)
+
 example(lambda x: _cubed(x), f32(3))
 example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
+example(lambda x: jnp.frexp(x), f32(3))  # its rule gives tangents of integers
+example(lambda x: jax.nn.relu(x), i32(3))
 
 # --- custom_vjp --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxmeta import jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -27,7 +28,14 @@ from jaxmeta.ops._definition import (
 
 @lowering("copy", "copy_p")
 def lower_copy(ctx: LoweringContext, x: Edge) -> list[Edge]:
+    if jaxprs.takes_literals(ctx.eqn):  # whose copy is traced, where the constant itself is not
+        return ctx.node("Identity", x, **{PRIMITIVE_ATTR: "copy"})
     return ctx.node("Identity", x)
+
+
+@restores("copy")
+def restore_copy(x: Any) -> Any:
+    return jaxprs.primitive("copy").bind(x)
 
 
 @lowering("stop_gradient")
@@ -42,20 +50,9 @@ def identity(x: Any) -> Any:
 
 kernel("StopGradient")(lax.stop_gradient)
 example(lambda x: jnp.copy(x), f32(3))
+example(lambda x: x + lax.convert_element_type(jaxprs.primitive("copy").bind(0), x.dtype), f32(3))
 example(lambda x: lax.stop_gradient(x) * x, f32(3))
 
-
-@lowering("device_put")
-def lower_device_put(
-    ctx: LoweringContext, *arrays: Edge, devices: Any, srcs: Any, copy_semantics: Any
-) -> list[Edge]:
-    del srcs, copy_semantics  # where it comes from, and whether it may alias, is not computation
-    if any(device is not None for device in devices):
-        raise ctx.unsupported("device_put to a device or sharding inside the program")
-    return [edge for x in arrays for edge in ctx.node("Identity", x)]
-
-
-example(lambda x: jax.device_put(x) + 1.0, f32(3))
 
 # --- hints to the compiler and to transformations ----------------------------------------------
 

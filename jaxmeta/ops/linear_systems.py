@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import binding, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
@@ -290,7 +290,7 @@ def restore_custom_linear_solve(
         return function(*[None] * first, *operands[:own], *[None] * last, *operands[own:])
 
     functions = (matvec, vecmat, solve, transpose_solve)
-    return jaxprs.bind_linear_solve(functions, const_lengths, inputs)
+    return binding.bind_linear_solve(functions, const_lengths, inputs)
 
 
 def _diagonal_solve(scale: Any, b: Any, **options: Any) -> Any:

@@ -13,7 +13,9 @@ from jax import lax
 
 from jaxmeta import dtypes, jaxprs
 from jaxmeta.nodes import Edge
+from jaxmeta.ops._computation import function_of_scalars
 from jaxmeta.ops._definition import (
+    PRIMITIVE_ATTR,
     LoweringContext,
     bools,
     example,
@@ -23,6 +25,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.ops._operands import BOOL, ints
 from jaxmeta.values import FunctionRef
 
 
@@ -38,16 +41,22 @@ def _reduction(op: str, primitive: str, fn: Callable[..., Any], *specs: Any) -> 
             raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
         return ctx.node(op, x, ctx.constant([int(axis) for axis in axes], np.int32))
 
+    lowering(primitive)(lower)
+    kernel(op, static=("reduction_indices",))(_over_axes(fn))
+    for spec in specs:
+        example(_reducing(primitive, fn, (0,)), spec)
+        example(_reducing(primitive, fn, (0, 1)), spec)
+
+
+def _over_axes(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the kernel of a reduction."""
+
     def run(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any:
         axes = _axes(reduction_indices, input.ndim) if input.ndim else ()
         result = fn(input, axes)
         return lax.expand_dims(result, axes) if keep_dims else result
 
-    lowering(primitive)(lower)
-    kernel(op, static=("reduction_indices",))(run)
-    for spec in specs:
-        example(_reducing(primitive, fn, (0,)), spec)
-        example(_reducing(primitive, fn, (0, 1)), spec)
+    return run
 
 
 def _reducing(name: str, fn: Callable[..., Any], axes: tuple[int, ...]) -> Callable[..., Any]:
@@ -62,8 +71,48 @@ _reduction("Sum", "reduce_sum", lax.reduce_sum, f32(3, 4), i32(3, 4))
 _reduction("Prod", "reduce_prod", lax.reduce_prod, f32(3, 4))
 _reduction("Max", "reduce_max", lax.reduce_max, f32(3, 4), i32(3, 4))
 _reduction("Min", "reduce_min", lax.reduce_min, f32(3, 4))
-_reduction("All", "reduce_and", lax.reduce_and, bools(3, 4))
-_reduction("Any", "reduce_or", lax.reduce_or, bools(3, 4))
+kernel("All", static=("reduction_indices",))(_over_axes(lax.reduce_and))
+kernel("Any", static=("reduction_indices",))(_over_axes(lax.reduce_or))
+
+
+@lowering("reduce_and", "reduce_or")
+def lower_reduce_bits(
+    ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None
+) -> list[Edge]:
+    if not jaxprs.is_trivial_sharding(out_sharding):
+        raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
+    name, places = ctx.eqn.primitive.name, ints(axes)
+    is_and = name == "reduce_and"
+    if x.number == BOOL:
+        return ctx.node("All" if is_and else "Any", x, ctx.constant(places, np.int32))
+    dtype = dtypes.dtype_from_number(x.number)
+    combine = lax.bitwise_and if is_and else lax.bitwise_or
+    unit = ctx.constant(np.invert(dtype.type(0)) if is_and else dtype.type(0))
+    return ctx.node(
+        "XlaVariadicReduceV2",
+        [x],
+        [unit],
+        dimensions_to_reduce=places,
+        reducer=function_of_scalars(ctx, combine, "reducer", [dtype, dtype]),
+        **{PRIMITIVE_ATTR: name, "_jax_axes": places},
+    )
+
+
+@restores("reduce_and")
+def restore_reduce_and(x: Any, unit: Any, *, axes: tuple[int, ...] = ()) -> Any:
+    del unit  # what the primitive starts from
+    return lax.reduce_and(x, axes)
+
+
+@restores("reduce_or")
+def restore_reduce_or(x: Any, unit: Any, *, axes: tuple[int, ...] = ()) -> Any:
+    del unit
+    return lax.reduce_or(x, axes)
+
+
+for _spec in (bools(3, 4), i32(3, 4)):
+    example(lambda x: lax.reduce_and(x, (0,)), _spec, gradient=False)
+    example(lambda x: lax.reduce_or(x, (0, 1)), _spec, gradient=False)
 
 
 @lowering("reduce")
@@ -251,7 +300,8 @@ def _top_k_along(x: Any, k: int, axis: int) -> Any:
 @kernel("TopKV2", static=("k",))
 def top_k(input: Any, k: Any, *, index_type: int) -> Any:
     values, indices = lax.top_k(input, int(k))
-    return values, lax.convert_element_type(indices, dtypes.dtype_from_number(index_type))
+    dtype = dtypes.dtype_from_number(index_type)
+    return values, indices if indices.dtype == dtype else indices.astype(dtype)
 
 
 @restores("top_k")

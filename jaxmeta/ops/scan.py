@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs, values
+from jaxmeta import binding, jaxprs, values
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, bools, example, f32, i32, lowering, restores
 from jaxmeta.ops._operands import avals_of
@@ -137,7 +137,7 @@ def restore_scan(
     num_carry: int,
 ) -> list[Any]:
     fixed = num_consts + num_carry
-    return jaxprs.bind_scan(
+    return binding.bind_scan(
         body,
         inputs[:num_consts],
         inputs[num_consts:fixed],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
+from jaxmeta import dtypes, eqn_params
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._pointwise import SMALL, UNIT, named, one_of, unary, with_accuracy
@@ -46,7 +46,7 @@ unary("BesselI1e", "bessel_i1e", lax.bessel_i1e, f32(3, 4))
 
 @lowering("exp2")
 def lower_exp2(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    names = jaxprs.accuracy_to_names(accuracy) or None
+    names = eqn_params.accuracy_to_names(accuracy) or None
     ln_2 = np.asarray(np.log(2), dtypes.dtype_from_number(x.number))
     return ctx.composite("exp2", lambda a: lax.exp(lax.mul(a, ln_2)), x, accuracy=names)
 
@@ -57,7 +57,7 @@ example(lambda x: lax.exp2(x), f32(3, 4))
 
 @lowering("cbrt")
 def lower_cbrt(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    names = jaxprs.accuracy_to_names(accuracy) or None
+    names = eqn_params.accuracy_to_names(accuracy) or None
     third = np.asarray(1 / 3, dtypes.dtype_from_number(x.number))
 
     def signed_root(a: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def lower_one_minus_square(ctx: LoweringContext, x: Edge) -> list[Edge]:
 
 @lowering("log2")
 def lower_log2(ctx: LoweringContext, x: Edge, *, accuracy: Any) -> list[Edge]:
-    names = jaxprs.accuracy_to_names(accuracy) or None
+    names = eqn_params.accuracy_to_names(accuracy) or None
     one_over_ln_2 = np.asarray(1 / np.log(2), dtypes.dtype_from_number(x.number))
     return ctx.composite("log2", lambda a: lax.mul(lax.log(a), one_over_ln_2), x, accuracy=names)
 

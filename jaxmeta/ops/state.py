@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
 
@@ -38,12 +40,17 @@ def assign_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
 
 @kernel("VarIsInitializedOp")
 def var_is_initialized(state: Any, resource: Handle) -> bool:
-    return resource.name in state.values
+    return bool(state.is_initialized(resource.name))
 
 
 @kernel("NoOp")
 def no_op() -> tuple[()]:
     return ()
+
+
+@kernel("IdentityN")
+def identity_n(*input: Any) -> list[Any]:
+    return list(input)
 
 
 @kernel("Placeholder", "PlaceholderV2", must_be_fed=True)
@@ -54,3 +61,71 @@ def placeholder(*, node_name: str) -> Any:
 @kernel("PlaceholderWithDefault")
 def placeholder_with_default(input: Any) -> Any:
     return input
+
+
+# --- reference variables, as TensorFlow 1 made them -------------------------------------------
+
+# A reference is a handle too. An op that takes plain values gets the variable's value instead:
+# the executor reads it when the op runs.
+
+
+@kernel("Variable", "VariableV2")
+def variable(*, shared_name: bytes, node_name: str) -> Handle:
+    return Handle(shared_name.decode() or node_name)
+
+
+@kernel("Assign")
+def assign(state: Any, ref: Handle, value: Any, *, validate_shape: bool) -> Handle:
+    if validate_shape and state.is_initialized(ref.name):
+        _check_shape(ref, np.shape(state.read(ref.name)), value)
+    state.write(ref.name, value)
+    return ref
+
+
+@kernel("AssignAdd")
+def assign_add(state: Any, ref: Handle, value: Any) -> Handle:
+    _add(state, ref, value)
+    return ref
+
+
+@kernel("AssignSub")
+def assign_sub(state: Any, ref: Handle, value: Any) -> Handle:
+    _subtract(state, ref, value)
+    return ref
+
+
+@kernel("IsVariableInitialized")
+def is_variable_initialized(state: Any, ref: Handle) -> bool:
+    return bool(state.is_initialized(ref.name))
+
+
+@kernel("AssignAddVariableOp")
+def assign_add_variable_op(state: Any, resource: Handle, value: Any) -> tuple[()]:
+    _add(state, resource, value)
+    return ()
+
+
+@kernel("AssignSubVariableOp")
+def assign_sub_variable_op(state: Any, resource: Handle, value: Any) -> tuple[()]:
+    _subtract(state, resource, value)
+    return ()
+
+
+def _add(state: Any, variable: Handle, value: Any) -> None:
+    old = state.read(variable.name)
+    _check_shape(variable, np.shape(old), value)
+    state.write(variable.name, old + value)
+
+
+def _subtract(state: Any, variable: Handle, value: Any) -> None:
+    old = state.read(variable.name)
+    _check_shape(variable, np.shape(old), value)
+    state.write(variable.name, old - value)
+
+
+def _check_shape(variable: Handle, shape: Any, value: Any) -> None:
+    if tuple(shape) != np.shape(value):
+        raise errors.InvalidArgumentError(
+            f"the variable {variable.name!r} has shape {list(shape)}, "
+            f"it was given {list(np.shape(value))}"
+        )

@@ -78,7 +78,7 @@ def lower_reduce_window_monoid(
     window_dilation: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if out_sharding is not None:
+    if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on a window reduction cannot be expressed")
     window = Window.of(window_dimensions, window_strides, padding, base_dilation, window_dilation)
     kind = _MONOID_OF_PRIMITIVE[ctx.eqn.primitive.name]
