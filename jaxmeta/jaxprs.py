@@ -172,6 +172,11 @@ def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
     return jax.make_jaxpr(fn)(*avals)
 
 
+def is_refusal_to_differentiate(error: BaseException) -> bool:
+    """Returns whether JAX raised this as it was to differentiate by what a rule closes over."""
+    return type(error).__name__ == "CustomVJPException"  # which has no public name
+
+
 def abstract(value: Any) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak."""
     return jax.ShapeDtypeStruct(np.shape(value), value.dtype, weak_type=is_weak(value))

@@ -32,7 +32,6 @@ _TOPICS: dict[str, tuple[str, ...]] = {
     "learning": ("flax", "optax"),
     "linear_algebra": (),
     "algorithms": (),
-    "transforms": ("optax",),
     "randomness": (),
 }
 
@@ -40,7 +39,7 @@ _TOPICS: dict[str, tuple[str, ...]] = {
 def entries() -> dict[str, Entry]:
     """Returns the programs that can be made here, by name: those whose libraries are installed."""
     for topic, packages in _TOPICS.items():
-        if importlib.util.find_spec(f"{__name__}.{topic}") and all(map(_installed, packages)):
+        if all(map(_installed, packages)):
             importlib.import_module(f".{topic}", __name__)
     return {name: entry for name, entry in ENTRIES.items() if all(map(_installed, entry.requires))}
 
