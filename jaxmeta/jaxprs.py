@@ -206,6 +206,11 @@ def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
     return jax.make_jaxpr(fn)(*avals)
 
 
+def is_refusal_to_differentiate(error: BaseException) -> bool:
+    """Returns whether JAX raised this as it was to differentiate by what a rule closes over."""
+    return type(error).__name__ == "CustomVJPException"  # which has no public name
+
+
 def abstract(value: Any) -> Any:
     """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak.
 
@@ -229,7 +234,7 @@ def abstract_slice(value: Any) -> Any:
     if is_on_mesh(aval):
         sliced = make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False), [aval])
         return sliced.out_avals[0]
-    return jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+    return jax.ShapeDtypeStruct(value.shape[1:], value.dtype, weak_type=is_weak(value))
 
 
 def without_sharding(aval: Any) -> jax.ShapeDtypeStruct:
