@@ -103,6 +103,7 @@ ROWS = (
         "inlining",
         "ops.<family>",
         "printing",
+        "saveables",
         "segments",
         "shape_inference",
         "staging",
@@ -111,6 +112,7 @@ ROWS = (
         "node_differences",
         "operators",
         "ops",
+        "saver_nodes",
         "trace",
     ),
     (
@@ -118,15 +120,17 @@ ROWS = (
         "signature_nodes",
     ),
     (
+        "copying",
         "gradients",
         "signature_defs",
         "variables",
     ),
     (
-        "building",
+        "editing",
         "freezing",
         "minimizing",
     ),
+    ("building",),
     (
         "collection_defs",
         "construction",
@@ -138,26 +142,20 @@ ROWS = (
     ),
     (
         "graph_def_import",
+        "saved_values",
         "session",
     ),
-    ("meta_graph_import",),
+    (
+        "meta_graph_import",
+        "saver_arguments",
+    ),
     ("meta_graph_export",),
     ("meta_graph",),
-    ("differences",),
-    ("saveables",),
-    ("saver_nodes",),
-    ("fetches",),
-    ("session", "saved_values"),
-    ("loading",),
-    ("saver_arguments",),
-    ("saver",),
-    ("",),  # jaxmeta itself: the public names
-    ("command_line",),
-    ("command_line.<command>",),
     (
         "differences",
-        "saver",
+        "loading",
     ),
+    ("saver",),
     (
         "",
         "command_line.<command>",
