@@ -86,11 +86,11 @@ from jaxmeta.freezing import (
 from jaxmeta.graph_def_import import import_graph_def as import_graph_def
 from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
 from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
-from jaxmeta.loading import load as load
 from jaxmeta.handles import Operation as Operation
 from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.handles import Tensor as Tensor
 from jaxmeta.handles import Variable as Variable
+from jaxmeta.loading import load as load
 from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
@@ -106,7 +106,6 @@ from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
 from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.saver import load as load
 from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
 from jaxmeta.session import get_default_session as get_default_session

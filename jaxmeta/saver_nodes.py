@@ -260,7 +260,7 @@ class _SaverNodes:
 
 
 def _number_of(variable: Variable) -> int:
-    return variable.graph.node(variable.op_name).attr["dtype"].type
+    return int(variable.graph.node(variable.op_name).attr["dtype"].type)
 
 
 def _names_and_specs(saveables: Sequence[Saveable]) -> tuple[list[str], list[str]]:
@@ -401,7 +401,7 @@ def _variable(target: graph.GraphBuilder, name: str) -> Variable:
     if shape is None or None in shape:
         raise errors.FormatError(f"the variable {name!r} has no static shape")
     attr = node.attr
-    variable = Variable(
+    variable = Variable.handle(
         target,
         name,
         tuple(size or 0 for size in shape),

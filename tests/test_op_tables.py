@@ -187,9 +187,8 @@ TESTED_IN = {
         "ReadVariableOp",
         "VarHandleOp",
     ),
-    # Queues, and the reference variables of the graphs that have them.
-    "test_queues.py": (
-        *(op for op in KERNELS if "Queue" in op),
+    "test_queues.py": tuple(op for op in KERNELS if "Queue" in op),
+    "test_reference_variables.py": (
         "Assign",
         "AssignAdd",
         "AssignAddVariableOp",
@@ -198,6 +197,18 @@ TESTED_IN = {
         "IsVariableInitialized",
         "Variable",
         "VariableV2",
+    ),
+    "test_strings.py": (
+        "AsString",
+        "Assert",
+        "ReduceJoin",
+        "ShardedFilename",
+        "StringJoin",
+        "StringLength",
+        "StringLower",
+        "StringStrip",
+        "StringToNumber",
+        "StringUpper",
     ),
     "test_summaries.py": tuple(op for op in KERNELS if op.endswith(("Summary", "SummaryV2"))),
 }

@@ -33,6 +33,7 @@ from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
+from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients
