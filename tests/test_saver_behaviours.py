@@ -250,7 +250,7 @@ def test_variables_without_a_value_are_all_named(tmp_path, checkpoint_format):
     saver = jm.Saver(graph=graph, checkpoint_format=checkpoint_format)
     with pytest.raises(CheckpointError) as caught:
         saver.save(empty_session(graph), tmp_path / "model")
-    assert "  a\n  b\n" in str(caught.value)
+    assert str(caught.value).endswith("  a\n  b")
     assert not os.listdir(tmp_path)
 
 
