@@ -56,12 +56,16 @@ from jaxmeta.construction import variables_initializer as variables_initializer
 from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
 from jaxmeta.coordinator import Coordinator as Coordinator
+from jaxmeta.custom_calls import allow_custom_calls as allow_custom_calls
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import CustomCallError as CustomCallError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
+from jaxmeta.errors import DerivativeError as DerivativeError
+from jaxmeta.errors import DtypeError as DtypeError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FeedTypeError as FeedTypeError
 from jaxmeta.errors import FinalizedGraphError as FinalizedGraphError

@@ -88,6 +88,7 @@ class Graph(graph.GraphBuilder):
         *args: Any,
         updates: int | Mapping[int, int] | None = None,
         donate: bool = True,
+        carry_custom_calls: Sequence[str] = (),
         **kwargs: Any,
     ) -> Signature:
         """Traces a function into the graph as an entry point.
@@ -103,6 +104,11 @@ class Graph(graph.GraphBuilder):
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
+            carry_custom_calls: platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``) for which what has
+                no node form, such as a Pallas kernel or a call through FFI, is carried as the
+                compiler's own module in an ``XlaCallModule`` node. It then runs on these platforms
+                only, under `allow_custom_calls`, has no derivative, and is readable for as long as
+                `jax.export` reads it. What calls Python is refused all the same.
             **kwargs: more of the same, by name.
 
         Raises:
@@ -134,7 +140,7 @@ class Graph(graph.GraphBuilder):
                 "functools.partial"
             )
         placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
-        scope = signature_nodes.SignatureNodes(self, name, fn, flat)
+        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls)
         call_outputs = scope.add_call(traced)
         signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr

@@ -18,6 +18,7 @@
     ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
+    ├─ CustomCallError(PermissionError)  a loaded program would run custom calls unasked
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
@@ -100,6 +101,10 @@ class DerivativeError(JaxmetaError, TypeError):
 
 class UnsupportedOpError(JaxmetaError, NotImplementedError):
     """A graph holds ops that have no kernel."""
+
+
+class CustomCallError(JaxmetaError, PermissionError):
+    """A loaded program carries custom calls, and the caller did not allow them."""
 
 
 class FeedError(JaxmetaError, ValueError):
