@@ -156,8 +156,9 @@ def gradients(
     Example:
         >>> x = placeholder("float32", [])
         >>> (slope,) = gradients(x * x * x, x)
-        >>> gradients(slope, [x, constant(1.0)])
-        [<jaxmeta.Tensor 'gradients_1/add_any_1:0' shape=() dtype=float32>, None]
+        >>> second, unconnected = gradients(slope, [x, constant(1.0)])
+        >>> second.shape, unconnected is None
+        ((), True)
     """
     y_list, x_list = _as_list(ys), _as_list(xs)
     target = _graph_of([y_list, x_list])
