@@ -125,7 +125,7 @@ ROWS = (
     ),
     (
         "copying",
-        "gradients",
+        "differentiating",
         "signature_defs",
         "variables",
     ),
