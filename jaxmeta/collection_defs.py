@@ -14,13 +14,11 @@ from google.protobuf import any_pb2, message
 from jaxmeta import (
     building,
     collection_registry,
-    dtypes,
     errors,
     graph,
-    nodes,
     renaming,
     trees,
-    values,
+    variables,
 )
 from jaxmeta._proto import meta_graph_pb2, struct_pb2
 from jaxmeta.collection_registry import GraphKeys
@@ -300,19 +298,8 @@ def _structure_from_bytes(content: bytes) -> Any:
 
 def variable_to_proto(variable: Variable) -> meta_graph_pb2.VariableDef:
     """Returns the VariableDef of a variable."""
-    proto = meta_graph_pb2.VariableDef(
-        variable_name=variable.name,
-        initial_value_name=variable.initial_value_name,
-        initializer_name=variable.initializer_name,
-        snapshot_name=variable.snapshot_name,
-        is_resource=variable.is_resource,
-        trainable=variable.trainable,
-    )
-    info = variable.save_slice_info
-    if info is not None:
-        proto.save_slice_info_def.full_name = info.full_name
-        for field in ("full_shape", "var_offset", "var_shape"):
-            getattr(proto.save_slice_info_def, field).extend(getattr(info, field))
+    proto = variable.to_proto()
+    assert proto is not None  # it is below no scope
     return proto
 
 
@@ -323,37 +310,7 @@ def variable_from_proto(proto: meta_graph_pb2.VariableDef, target: building.Grap
         FormatError: the variable has no static shape.
         MissingNameError: its node is not in the graph.
     """
-    op_name = proto.variable_name.split(":")[0]
-    if op_name not in target.nodes:
-        raise errors.MissingNameError(f"the variable {op_name!r} has no node in the graph")
-    attr = target.node(op_name).attr
-    shape = values.shape_from_proto(attr["shape"].shape)
-    if shape is None or None in shape:
-        raise errors.FormatError(f"the variable {op_name!r} has no static shape")
-    impl = attr[nodes.KEY_IMPL_ATTR].s.decode() if nodes.KEY_IMPL_ATTR in attr else ""
-    return Variable(
-        target,
-        op_name,
-        tuple(size or 0 for size in shape),
-        dtypes.dtype_from_number(attr["dtype"].type),
-        impl,
-        proto.trainable,
-        nodes.WEAK_TYPE_ATTR in attr,
-        initializer_name=proto.initializer_name,
-        snapshot_name=proto.snapshot_name,
-        initial_value_name=proto.initial_value_name,
-        is_resource=proto.is_resource,
-        save_slice_info=_slice_info_from_proto(proto),
-    )
-
-
-def _slice_info_from_proto(proto: meta_graph_pb2.VariableDef) -> graph.SaveSliceInfo | None:
-    if not proto.HasField("save_slice_info_def"):
-        return None
-    info = proto.save_slice_info_def
-    return graph.SaveSliceInfo(
-        info.full_name, tuple(info.full_shape), tuple(info.var_offset), tuple(info.var_shape)
-    )
+    return variables.variable_from_proto(target, proto)
 
 
 # --- classes of TensorFlow's own ---------------------------------------------------------------

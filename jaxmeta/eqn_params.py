@@ -79,7 +79,7 @@ def policy_from_names(names: Sequence[str]) -> Callable[..., Any] | None:
     if factory == _OFFLOADED_NAMES:
         src, dst, *rest = arguments
         middle = rest.index(_THEN)
-        return policy(
+        return policy(  # type: ignore[no-any-return]
             names_which_can_be_saved=rest[:middle],
             names_which_can_be_offloaded=rest[middle + 1 :],
             offload_src=src,

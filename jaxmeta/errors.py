@@ -4,6 +4,9 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ GraphTypeError(TypeError)      an operand is of the wrong type
+    │  ├─ FinalizedGraphError(RuntimeError)
+    │  │                                 the graph was finalized
     │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
     │  ├─ NameTakenError(KeyError)       a name that must be new is taken
     │  └─ MissingNodeError(AssertionError)
@@ -21,8 +24,8 @@
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
     ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
     ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
-    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
-    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ OutOfRangeError(EOFError)      a queue is closed and has not enough elements
+    │  ├─ CancelledError(RuntimeError)   a queue or session was closed while it was waited for
     │  ├─ DeadlineExceededError(TimeoutError)
     │  │                                 a run waited longer than it was allowed to
     │  └─ InvalidArgumentError(ValueError)
@@ -52,6 +55,14 @@ class JaxmetaError(Exception):
 
 class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
+
+
+class GraphTypeError(GraphError, TypeError):
+    """An operand has the wrong type, or a tensor is used as if its value were known."""
+
+
+class FinalizedGraphError(GraphError, RuntimeError):
+    """The graph was finalized and takes no more nodes."""
 
 
 class MissingNameError(GraphError, KeyError):
@@ -114,11 +125,11 @@ class OperationError(JaxmetaError, RuntimeError):
     """An operation failed on the values that it was given."""
 
 
-class OutOfRangeError(OperationError):
+class OutOfRangeError(OperationError, EOFError):
     """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
 
 
-class CancelledError(OperationError):
+class CancelledError(OperationError, RuntimeError):
     """A queue is closed to what was put in, or the session was closed while a run waited."""
 
 

@@ -87,14 +87,16 @@ def inline_calls(target: graph.GraphBuilder, names: Iterable[str]) -> _Nodes:
     for name in names:
         node_name = name.split(":")[0]
         while node_name not in added and node_name not in nodes:
-            call = _innermost_call(target, collections.ChainMap(added, dict_view(nodes)), node_name)
+            call = _innermost_call(
+                target, collections.ChainMap(added, _as_mutable(nodes)), node_name
+            )
             if call is None:
                 break
             added.update(_inlined(target, call))
-    return collections.ChainMap(added, dict_view(nodes)) if added else nodes
+    return collections.ChainMap(added, _as_mutable(nodes)) if added else nodes
 
 
-def dict_view(nodes: _Nodes) -> Any:
+def _as_mutable(nodes: _Nodes) -> Any:
     """Returns a mapping as what `collections.ChainMap` is declared to take."""
     return nodes
 
@@ -107,18 +109,16 @@ def _find(target: graph.GraphBuilder, name: str) -> graph_pb2.NodeDef | None:
     nodes: _Nodes = target.nodes
     rest = name
     while rest not in nodes:
-        for prefix, inner in _prefixes(rest):
-            node = nodes.get(prefix)
-            if node is not None:
-                break
-        else:
+        found = next((parts for parts in _prefixes(rest) if parts[0] in nodes), None)
+        if found is None:
             return None
+        prefix, rest = found
+        node = nodes[prefix]
         function = _called_function(target, node)
         if function is None:
             _refuse_repeated_bodies(node, name)
             return None
         nodes = {node.name: node for node in function.node_def}
-        rest = inner
     return nodes[rest] if nodes is not target.nodes else None
 
 

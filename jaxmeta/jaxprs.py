@@ -16,6 +16,8 @@ import numpy as np
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
+from jaxmeta import dimensions
+
 Jaxpr = Any
 Eqn = Any
 Atom = Any
@@ -42,12 +44,43 @@ def jaxpr_constants(jaxpr: Jaxpr) -> list[Any]:
     return list(getattr(jaxpr, "consts", ()))
 
 
+def only_jit(jaxpr: Jaxpr) -> Jaxpr | None:
+    """Returns what an open jaxpr's only equation jits, where it is nothing but that call."""
+    eqns = jaxpr.eqns
+    if len(eqns) != 1 or eqns[0].primitive.name not in ("jit", "pjit"):
+        return None
+    (eqn,) = eqns
+    is_plain = list(eqn.outvars) == list(jaxpr.outvars) and not any(
+        isinstance(atom, jax_core.Literal) for atom in eqn.invars
+    )
+    is_placed = not all(
+        is_unspecified(s) for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
+    )
+    return eqn.params["jaxpr"] if is_plain and not is_placed else None
+
+
 def subjaxprs(eqn: Eqn) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an eqn's parameters."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if is_jaxpr(item):
                 yield item
+
+
+def is_symbolic(jaxpr: Jaxpr) -> bool:
+    """Returns whether shapes or parameters in a jaxpr have symbolic dimensions."""
+    opened = open_jaxpr(jaxpr)
+    variables = [*opened.constvars, *opened.invars]
+    if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in variables):
+        return True
+    for eqn in opened.eqns:
+        if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in eqn.outvars):
+            return True
+        if any(map(dimensions.is_symbolic, eqn.params.values())):
+            return True
+        if any(map(is_symbolic, subjaxprs(eqn))):
+            return True
+    return False
 
 
 def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:

@@ -51,5 +51,14 @@ def copy_scoped_meta_graph(
             "'from_scope' and 'to_scope' need to be different when performing copy in the same "
             f"graph. Received: 'from_scope': {from_scope}, 'to_scope': {to_scope}."
         )
-    copied, _ = export_scoped_meta_graph(export_scope=from_scope, graph=source)
-    return import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
+    copied, originals = export_scoped_meta_graph(export_scope=from_scope, graph=source)
+    variables = import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
+    # Arrays that functions closed over are in no MetaGraphDef.
+    for held, holding in (
+        (source.constants, target.constants),
+        (source.captured, target.captured),
+    ):
+        for name, variable in variables.items():
+            if originals[name].op_name in held:
+                holding[variable.op_name] = held[originals[name].op_name]
+    return variables

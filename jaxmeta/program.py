@@ -9,6 +9,7 @@ from typing import Any, Final
 import jax
 
 from jaxmeta import (
+    arguments,
     building,
     dtypes,
     errors,
@@ -25,7 +26,6 @@ from jaxmeta import (
 from jaxmeta.graph import Signature, Variable
 
 _WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
-_ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
 
 
 def build_function(
@@ -58,6 +58,7 @@ class _Entry:
         self._variables = {name: target.variable(name) for name in target.variable_names}
         self._structure = trees.structure(signature.arguments)
         self._key_impls = [self._key_impl(leaf) for leaf in self._leaves]
+        self._arguments = list(map(self._argument, self._leaves, self._key_impls))
         self._placeholders = [leaf.name for leaf in self._leaves if ":" in leaf.name]
         self._plan: executor.Plan | None = None
 
@@ -115,7 +116,7 @@ class _Entry:
         given, structure = jax.tree.flatten((args, kwargs))
         if structure != self._structure:
             self._check_structure((args, kwargs))
-        self._check_leaves(given)
+        arguments.check(self._signature.name, self._arguments, self._signature.constraints, given)
         feeds, state = [], dict(self._graph.constants)
         for leaf, impl, value in zip(self._leaves, self._key_impls, given, strict=True):
             physical = jax.random.key_data(value) if impl else value
@@ -182,20 +183,17 @@ class _Entry:
         unknown = [f"not expected: {path}" for path in found if path not in set(expected)]
         bad = [*missing, *unknown] or ["the same leaves, in another order"]
         headline = f"signature {self._signature.name!r} was given other arguments:"
-        raise errors.FeedError(errors.list_offenders(headline, bad, _ADVICE))
+        raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
 
-    def _check_leaves(self, given: Sequence[Any]) -> None:
-        """Raises FeedError where shapes or dtypes are not the signature's; lists all."""
-        bad = []
-        for leaf, impl, value in zip(self._leaves, self._key_impls, given, strict=True):
-            spec = specs.logical_spec(leaf.shape, dtypes.dtype_from_number(leaf.number), impl)
-            aval = jax.typeof(value)
-            if tuple(aval.shape) != tuple(spec.shape) or aval.dtype != spec.dtype:
-                found = f"{aval.dtype}{list(aval.shape)}"
-                bad.append(f"{leaf.name}: expected {spec.dtype}{list(spec.shape)}, got {found}")
-        if bad:
-            headline = f"signature {self._signature.name!r} was given other arrays:"
-            raise errors.FeedError(errors.list_offenders(headline, bad, _ADVICE))
+    def _argument(self, leaf: trees.Leaf, impl: str) -> arguments.Argument:
+        """Returns what is expected of a leaf, as the program sees it."""
+        shape: Any
+        if ":" in leaf.name:
+            shape = signature_nodes.sizes_as_text(self._graph.node(leaf.name.split(":")[0]), leaf)
+        else:
+            shape = tuple(map(str, leaf.shape))
+        spec = specs.logical_spec(shape, dtypes.dtype_from_number(leaf.number), impl)
+        return arguments.Argument(leaf.name, spec.dtype, spec.shape)
 
 
 def _updated_leaves(signature: Signature) -> dict[str, str]:

@@ -15,8 +15,14 @@ from jaxmeta.graph import Signature
 
 TREE_PREFIX: Final = "jaxmeta/variables/"
 _METHOD_PREFIX: Final = "jaxmeta/"
-_TRAIN_OP_ATTR: Final = "_jax_train_op"
-_FACTS: Final = ("function_name", "donated", "updates", "train_op", "result_key_impls")
+_FACTS: Final = (
+    "function_name",
+    "donated",
+    "updates",
+    "train_op",
+    "result_key_impls",
+    "dim_constraints",
+)
 
 
 def rename_tree(tree: trees.Tree, rename: renaming.Rename) -> trees.Tree:
@@ -97,13 +103,12 @@ def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> 
 
 def write_attrs(node: graph_pb2.NodeDef, entries: Entries, name: str) -> None:
     """Gives the copied node of a call what its renamed signature says; or takes that off it."""
+    for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
+        node.attr.pop(attr, None)
     signature = entries.signatures.get(name)
-    if signature is None:
-        for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
-            node.attr.pop(attr, None)
-        return
-    for attr, value in signature_nodes.signature_attrs(signature).items():
-        values.write_attr(node.attr[attr], value)
+    if signature is not None:
+        for attr, value in signature_nodes.signature_attrs(signature).items():
+            values.write_attr(node.attr[attr], value)
 
 
 def _write_signature_def(proto: meta_graph_pb2.SignatureDef, signature: Signature) -> None:
@@ -240,6 +245,7 @@ def _signature_from_proto(
             updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
             train_op=facts.get("train_op", b"").decode(),
             result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+            constraints=tuple(text.decode() for text in facts.get("dim_constraints", ())),
             in_shardings=in_shardings,
             out_shardings=out_shardings,
         )

@@ -28,6 +28,7 @@ from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort

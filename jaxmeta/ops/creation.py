@@ -34,8 +34,7 @@ def lower_iota(
         raise ctx.unsupported("iota with a dynamic shape or a sharding")
     sizes = ints(shape)
     if len(sizes) == 1 and _range_takes(dtype):
-        start, limit, delta = (np.asarray(v, dtype) for v in (0, sizes[0], 1))
-        return ctx.node("Range", *(ctx.constant(value) for value in (start, limit, delta)))
+        return ctx.node("Range", *(ctx.constant(value, dtype) for value in (0, sizes[0], 1)))
     return ctx.composite(
         "iota",
         lambda: _iota_of_ranges(dtype, sizes, dimension),
@@ -59,6 +58,8 @@ def _iota_of_ranges(dtype: Any, sizes: tuple[int, ...], dimension: int) -> Any:
 def range_kernel(
     start: np.ndarray[Any, Any], limit: np.ndarray[Any, Any], delta: np.ndarray[Any, Any]
 ) -> Any:
+    if limit.dtype == object:  # a symbolic dimension
+        return lax.iota(start.dtype, limit.item())
     if start == 0 and delta == 1 and limit == np.floor(limit):
         return lax.iota(start.dtype, max(int(limit), 0))
     size = max(int(np.ceil((limit - start) / delta)), 0)
