@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import get_default_graph as get_default_graph
 from jaxmeta.building import reset_default_graph as reset_default_graph
@@ -93,6 +94,7 @@ from jaxmeta.handles import Operation as Operation
 from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.handles import Tensor as Tensor
 from jaxmeta.handles import Variable as Variable
+from jaxmeta.loading import load as load
 from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
@@ -108,7 +110,6 @@ from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
 from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.saver import load as load
 from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
 from jaxmeta.session import get_default_session as get_default_session

@@ -11,6 +11,7 @@ import jax
 from jaxmeta import (
     default_graphs,
     dtypes,
+    editing,
     elementary,
     errors,
     graph,
@@ -153,6 +154,34 @@ class Graph(graph.GraphBuilder):
         return printing.graph_def_to_text(
             self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
         )
+
+    # --- edited copies
+
+    def replace(self, old: Tensor | str, new: Any) -> Graph:
+        """Returns a copy in which what took one tensor takes another; see `editing.replace`."""
+        return editing.replace(self, old, new)
+
+    def insert(
+        self, tensor: Tensor | str, fn: Callable[[Any], Any], name: str | None = None
+    ) -> Graph:
+        """Returns a copy in which what took a tensor takes ``fn`` of it; see `editing.insert`."""
+        return editing.insert(self, tensor, fn, name)
+
+    def cut(self, tensor: Tensor | str, name: str | None = None) -> Graph:
+        """Returns a copy in which a tensor is fed, not computed; see `editing.cut`."""
+        return editing.cut(self, tensor, name)
+
+    def rename(self, names: Mapping[str, str]) -> Graph:
+        """Returns a copy in which nodes or scopes have other names; see `editing.rename`."""
+        return editing.rename(self, names)
+
+    def prune(self, fetches: Any) -> Graph:
+        """Returns a copy with only what some fetches need; see `editing.prune`."""
+        return editing.prune(self, fetches)
+
+    def merge(self, other: graph.GraphBuilder, scope: str) -> Graph:
+        """Returns a copy that holds another graph too, in a scope; see `editing.merge`."""
+        return editing.merge(self, other, scope)
 
     def _repr_html_(self) -> str:
         return printing.graph_to_html(self)

@@ -83,6 +83,8 @@ def collection_to_proto(
         _write_registered(proto, name, items, to_proto, export_scope)
         return
     kinds = {_item_kind(item) for item in items}
+    if kinds == {"node", "variable"} and name not in VARIABLE_COLLECTIONS:
+        kinds = {"node"}  # a variable among tensors is written as they are, by its name
     if len(kinds) != 1 or None in kinds:
         found = sorted({type(item).__name__ for item in items})
         raise errors.AttrError(
@@ -111,7 +113,7 @@ def collection_to_proto(
 
 
 def _is_plain(item: Any) -> bool:
-    return isinstance(item, (str, bytes, Tensor, graph.Operation))
+    return isinstance(item, (str, bytes, Tensor, graph.Operation, any_pb2.Any))
 
 
 def _write_registered(
@@ -230,7 +232,7 @@ def collection_from_proto(
             if from_proto is not None:
                 yield _object_from_bytes(name, content, from_proto, rename)
             else:
-                yield content if rename.is_identity else _rename_bytes(content, target, rename)
+                yield content if rename.is_identity else _rename_text(content, rename)
     elif kind is not None:
         yield from getattr(proto, kind).value
 
@@ -275,13 +277,14 @@ def parse_item(collection: str, content: bytes, proto_type: type[message.Message
         ) from None
 
 
-def _rename_bytes(content: bytes, target: building.Graph, rename: renaming.Renaming) -> bytes:
-    """Returns a string that names what was imported under its new name, any other as it is."""
+def _rename_text(content: bytes, rename: renaming.Renaming) -> str | bytes:
+    """Returns a string inside the scope, as TensorFlow does; what is not text stays as it is."""
     try:
-        renamed = rename(content.decode())
+        text = content.decode()
     except UnicodeDecodeError:
         return content
-    return renamed.encode() if renamed.split(":")[0] in target.nodes else content
+    renamed = rename(text)
+    return renamed if text.isprintable() and renamed != text else content
 
 
 def _structure_from_bytes(content: bytes) -> Any:

@@ -79,12 +79,13 @@ def policy_from_names(names: Sequence[str]) -> Callable[..., Any] | None:
     if factory == _OFFLOADED_NAMES:
         src, dst, *rest = arguments
         middle = rest.index(_THEN)
-        return policy(  # type: ignore[no-any-return]
+        offloading: Callable[..., Any] = policy(
             names_which_can_be_saved=rest[:middle],
             names_which_can_be_offloaded=rest[middle + 1 :],
             offload_src=src,
             offload_dst=dst,
         )
+        return offloading
     if factory == _BOTH:
         middle = arguments.index(_THEN)
         parts = arguments[:middle], arguments[middle + 1 :]

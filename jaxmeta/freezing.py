@@ -80,6 +80,18 @@ def convert_variables_to_constants(
         MissingNodeError: outputs are not in the graph; an AssertionError.
         GraphError: variables have no values; or what is wanted changes variables, or reads them
             with ops that have no equal for constants. All are listed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmeta import building, session
+        >>> g = building.Graph()
+        >>> w = g.variables({"w": jnp.ones(3)})
+        >>> _ = g.add_signature("double", lambda v: v["w"] * 2, w)
+        >>> with session.Session(graph=g) as sess:
+        ...     sess.set_state({"w": jnp.ones(3)})
+        ...     frozen = convert_variables_to_constants(sess, g.as_graph_def(), ["double"])
+        >>> [node.op for node in frozen.node]
+        ['Const', 'Identity', 'PartitionedCall']
     """
     part = graph_transforms.extract_sub_graph(input_graph_def, output_node_names)
     wanted = None if variable_names_whitelist is None else set(variable_names_whitelist)

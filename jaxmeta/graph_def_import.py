@@ -75,6 +75,15 @@ def import_graph_def(
         AttrError: attrs are missing or do not fit; a ValueError.
         FormatError: it is for other versions; a ValueError.
         UnsupportedOpError: ops are unknown.
+
+    Example:
+        >>> graph_def = graph_pb2.GraphDef()
+        >>> _ = graph_def.node.add(name="x", op="NoOp")
+        >>> with building.Graph().as_default() as target:
+        ...     for _ in range(2):
+        ...         _ = import_graph_def(graph_def, name="a")
+        >>> list(target.nodes)
+        ['a/x', 'a_1/x']
     """
     del op_dict
     if not isinstance(graph_def, graph_pb2.GraphDef):

@@ -19,6 +19,10 @@ class InputMap:
     Attributes:
         tensors: the tensor instead of each, by its name with index: ``x:0``.
         operations: the operation instead of each control input, by its name: ``x`` for ``^x``.
+
+    Example:
+        >>> sorted(InputMap({}, {"init": "mine/init"}).names)
+        ['^init']
     """
 
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)

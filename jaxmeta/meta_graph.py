@@ -43,6 +43,13 @@ def copy_scoped_meta_graph(
     Raises:
         GraphError: the scopes and the graphs are the same, or nodes have inputs from outside; a
             ValueError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> g = building.Graph()
+        >>> w = g.variables({"w": jnp.ones(3)}, name="a")
+        >>> copy_scoped_meta_graph("a", "b", g, g)
+        {'w:0': <jaxmeta.Variable 'b/w:0' shape=(3,) dtype=float32>}
     """
     source = from_graph if from_graph is not None else building.get_default_graph()
     target = to_graph if to_graph is not None else building.get_default_graph()

@@ -170,6 +170,8 @@ def add_meta_graph(
     wanted = graph_def_import.check_return_elements(return_elements)
     given = input_maps.check_input_map(input_map)
     _check_unbound_inputs(source, meta_graph, given, unbound_inputs_col_name)
+    if import_scope is not None and not isinstance(import_scope, str):
+        raise errors.ArgumentTypeError(f"import_scope must be a string, not {import_scope!r}")
     scope_name = import_scope or target.unique_name("", mark=False)
     is_first = not target.variable_names and target.saver_def is None
     with paused_gc(), target.as_default(), target.name_scope(scope_name) as scope:

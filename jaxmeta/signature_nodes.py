@@ -176,6 +176,7 @@ class SignatureNodes:
             lambda _, leaf: specs.physical_leaf(f"{self.call_name}:{next(results)}", leaf),
         )
         impls = tuple(specs.physical(leaf)[0] for leaf in jax.tree.leaves(traced.out_info))
+        self._graph.record_result_shapes(result_tree)
         train_op = self._add_updates(by_leaf, result_tree, updates) if updates else ""
         return Signature(
             name=self._name,

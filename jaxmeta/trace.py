@@ -61,12 +61,12 @@ class Tracing:
     offenders: dict[str, None] = dataclasses.field(default_factory=dict)
     active_rules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
     depth: int = 0
-    carries: tuple[str, ...] = ()
     dimensions: tuple[str, ...] = ()
     """The symbolic dimensions of the entry point."""
     sized: set[str] = dataclasses.field(default_factory=set)
     """The functions that take the sizes of all of them."""
     is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
+    carries: tuple[str, ...] = ()
 
     @classmethod
     def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-LIBRARIES = ("flax", "optax", "equinox", "chex", "tensorflow", "programs", "sklearn")
+LIBRARIES = (
+    "flax",
+    "optax",
+    "equinox",
+    "diffrax",
+    "chex",
+    "tensorflow",
+    "programs",
+    "zoo",
+    "sklearn",
+)
 
 
 class _Hiding:
@@ -53,6 +63,13 @@ class Resumer:
     def resume(self, prefix: str, steps: int, folder: pathlib.Path, **options: Any) -> dict:
         """Runs a saved train step on the batches in a folder; see `_resume`."""
         request = {"prefix": prefix, "steps": steps, "folder": str(folder), **options}
+        return self._ask({"task": "resume", **request})
+
+    def run(self, folder: pathlib.Path, **options: Any) -> dict:
+        """Runs a function that `saved_functions` wrote; see `_run`."""
+        return self._ask({"task": "run", "folder": str(folder), **options})
+
+    def _ask(self, request: dict[str, Any]) -> dict:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -134,6 +151,25 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
     return {"jax": jax.__version__, "libraries": found}
 
 
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    """Loads a function; writes its StableHLO, optimized HLO and results into the same folder."""
+    import hlo
+    import jax
+    import saved_functions
+
+    folder = pathlib.Path(request["folder"])
+    fn, graph = saved_functions.load_function(folder)
+    args = saved_functions.load_arguments(folder, graph)
+    lowered = fn.lower(*args)
+    (folder / "imported.stablehlo").write_text(lowered.as_text())
+    if request.get("compiles", True):
+        compiled = lowered.compile()
+        (folder / "imported.hlo").write_text(hlo.hlo_text(compiled))
+        write_leaves(folder / "imported.npz", plain_leaves(compiled(*args)))
+    found = [library for library in LIBRARIES if library in sys.modules]
+    return {"jax": jax.__version__, "libraries": found}
+
+
 def main() -> None:
     """Answers requests until standard input ends."""
     sys.meta_path[:] = [_Hiding(finder) for finder in sys.meta_path]
@@ -141,7 +177,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever prints must not disturb the answers
     for line in sys.stdin:
         try:
-            answer = _resume(json.loads(line))
+            request = json.loads(line)
+            answer = {"resume": _resume, "run": _run}[request["task"]](request)
         except Exception as error:
             notes = getattr(error, "__notes__", [])
             answer = {"error": "\n".join([f"{type(error).__name__}: {error}", *notes])}

@@ -27,8 +27,8 @@ _FACTORIZATION: Final = (
     "or qr, or let add_signature carry it with carry_custom_calls"
 )
 _COLLECTIVE: Final = (
-    "it talks to other devices by a mapped axis's name; use jit with shardings, where the "
-    "compiler inserts the communication, in place of shard_map and pmap"
+    "a collective of few uses; use psum, all_gather, ppermute, all_to_all or psum_scatter, or jit "
+    "with shardings, where the compiler inserts the communication"
 )
 _EQUINOX: Final = (
     "it is a primitive of Equinox or Lineax, known to no other program; use the form in jax.lax "
@@ -98,22 +98,10 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _WINDOW: ("select_and_scatter",),
     _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
-        "shard_map",
-        "psum_invariant",
         "unreduced_psum",
-        "pmax",
-        "pmin",
-        "ppermute",
-        "pbroadcast",
         "psend",
         "precv",
-        "all_gather",
-        "all_gather_invariant",
         "all_gather_reduced",
-        "all_to_all",
-        "ragged_all_to_all",
-        "reduce_scatter",
-        "axis_index",
     ),
     _EQUINOX: (
         "nonbatchable",

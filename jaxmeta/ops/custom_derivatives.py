@@ -6,6 +6,7 @@ was loaded is differentiated as the original was, to any order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -235,7 +236,7 @@ def lower_custom_vjp(
     out_trees: Any,
     symbolic_zeros: bool,
 ) -> list[Edge]:
-    del num_consts, out_trees, symbolic_zeros  # the traced rules have all operands, as arrays
+    del out_trees, symbolic_zeros  # the traced rules have all operands, as arrays
     run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
     out_avals = [var.aval for var in ctx.eqn.outvars]
 
@@ -243,7 +244,8 @@ def lower_custom_vjp(
         treedefs: list[Any] = []
 
         def forward(*arrays: Any) -> list[Any]:
-            outputs, pullback = jax.vjp(run, *arrays)
+            fixed = functools.partial(run, *arrays[:num_consts])
+            outputs, pullback = jax.vjp(fixed, *arrays[num_consts:])
             residuals, treedef = jax.tree.flatten(pullback)
             treedefs.append(treedef)
             return [*outputs, *residuals]
@@ -261,26 +263,45 @@ def lower_custom_vjp(
         return [forward_jaxpr, jaxprs.make_jaxpr(backward, [*residual_avals, *cotangent_avals])]
 
     name = jaxprs.custom_name(call_jaxpr, "custom_vjp")
-    fwd_name, bwd_name = ctx.rule_functions(
-        jaxprs.rule_identity(ctx.eqn, fwd_jaxpr_thunk), [f"{name}_fwd", f"{name}_bwd"], trace_rules
-    )
+    names = [f"{name}_fwd", f"{name}_bwd"]
+    identity = jaxprs.rule_identity(ctx.eqn, fwd_jaxpr_thunk)
+    rules = {}
+    try:
+        rules = dict(
+            zip(("fwd", "bwd"), ctx.rule_functions(identity, names, trace_rules), strict=True)
+        )
+    except Exception as error:
+        if not jaxprs.is_refusal_to_differentiate(error):
+            raise
     return ctx.call(
         ctx.function(call_jaxpr, name),
         *inputs,
         primitive="custom_vjp_call",
-        fwd=fwd_name,
-        bwd=bwd_name,
+        **rules,
+        **({"num_consts": num_consts} if num_consts else {}),
     )
 
 
 @restores("custom_vjp_call")
-def restore_custom_vjp(*inputs: Any, function: Any, library: Any, fwd: Any, bwd: Any) -> Any:
-    rules = [rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)]
-    return _custom_vjp(function, *rules)(*inputs)
+def restore_custom_vjp(
+    *inputs: Any,
+    function: Any,
+    library: Any,
+    fwd: Any = None,
+    bwd: Any = None,
+    num_consts: int = 0,
+) -> Any:
+    if fwd is None or bwd is None:
+        return _refusing(function)(*inputs)
+    forward, backward = (
+        rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)
+    )
+    run = _custom_vjp(function, forward, backward, tuple(inputs[:num_consts]))
+    return run(*inputs[num_consts:])
 
 
-def _custom_vjp(function: Any, forward: Any, backward: Any) -> Callable[..., Any]:
-    """Returns the custom_vjp function; see `_custom_jvp`."""
+def _refusing(function: Any) -> Callable[..., Any]:
+    """Returns a function whose rule could not be saved; it runs, and has no derivative."""
 
     def make() -> Callable[..., Any]:
         @jax.custom_vjp
@@ -288,7 +309,34 @@ def _custom_vjp(function: Any, forward: Any, backward: Any) -> Callable[..., Any
             return list(function(*arrays))
 
         def fwd(*arrays: Any) -> Any:
-            results = forward(*arrays)
+            raise errors.UnsupportedPrimitiveError(
+                f"the derivative rule of {function.name!r} is not in the file: when that was "
+                "written, JAX refused to differentiate the rule by what it closes over. Save the "
+                "derivative itself as a signature."
+            )
+
+        call.defvjp(fwd, lambda _, cotangents: tuple(cotangents))
+        return call
+
+    derived: Callable[..., Any] = function.derived(("no rule",), make)
+    return derived
+
+
+def _custom_vjp(
+    function: Any, forward: Any, backward: Any, closed_over: tuple[Any, ...]
+) -> Callable[..., Any]:
+    """Returns the custom_vjp function; see `_custom_jvp`.
+
+    What the original closed over is closed over again, so that JAX refuses to differentiate by it.
+    """
+
+    def make() -> Callable[..., Any]:
+        @jax.custom_vjp
+        def call(*arrays: Any) -> list[Any]:
+            return list(function(*closed_over, *arrays))
+
+        def fwd(*arrays: Any) -> Any:
+            results = forward(*closed_over, *arrays)
             outputs, residuals = results[: function.num_results], results[function.num_results :]
             # Which arguments are real is part of the shapes, and so may ride in the tree.
             wanted = tuple(None if _is_differentiable(x) else () for x in arrays)
@@ -303,6 +351,8 @@ def _custom_vjp(function: Any, forward: Any, backward: Any) -> Callable[..., Any
         call.defvjp(fwd, bwd)
         return call
 
+    if closed_over:
+        return make()
     derived: Callable[..., Any] = function.derived(("vjp", forward.name, backward.name), make)
     return derived
 
