@@ -14,7 +14,14 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
-from jaxmeta.jaxprs import SCAN_LAYOUT_PARAMS, abstract, is_weak, make_jaxpr, open_jaxpr
+from jaxmeta.jaxprs import (
+    SCAN_LAYOUT_PARAMS,
+    abstract,
+    abstract_slice,
+    make_jaxpr,
+    open_jaxpr,
+    subjaxprs,
+)
 
 
 def bind_cond(
@@ -81,7 +88,7 @@ def bind_scan(
     unroll: int,
 ) -> list[Any]:
     """Binds ``scan`` with its operands in the given order; `lax.scan` would sort them anew."""
-    slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, weak_type=is_weak(x)) for x in xs]
+    slices = [abstract_slice(x) for x in xs]
     jaxpr = make_jaxpr(body, [*map(abstract, [*constants, *init]), *slices])
     num_ys = len(jaxpr.out_avals) - len(init)
     layout = _scan_layout(len(constants), len(init), len(xs), num_ys)
@@ -130,6 +137,25 @@ def _sample_eqn(fn: Callable[..., Any], name: str, *avals: Any) -> tuple[Any, di
     """
     (eqn,) = [e for e in jax.make_jaxpr(fn)(*avals).eqns if e.primitive.name == name]
     return eqn.primitive, eqn.params
+
+
+@functools.cache
+def _primitives_within(fn: Callable[..., Any], *avals: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def search(jaxpr: Any) -> None:
+        for eqn in open_jaxpr(jaxpr).eqns:
+            found.setdefault(eqn.primitive.name, eqn.primitive)
+            for inner in subjaxprs(eqn):
+                search(inner)
+
+    search(make_jaxpr(fn, avals))
+    return found
+
+
+def primitive_within(fn: Callable[..., Any], name: str, *avals: Any) -> Any:
+    """Returns a primitive that has no public name, from what a public function traces to."""
+    return _primitives_within(fn, *avals)[name]
 
 
 def bind_linear_solve(

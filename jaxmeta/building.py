@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, graph, jaxprs, printing, signature_nodes, trees, values
-from jaxmeta.graph import Signature, Variable
+from jaxmeta import (
+    default_graphs,
+    dtypes,
+    editing,
+    elementary,
+    errors,
+    graph,
+    jaxprs,
+    operators,
+    printing,
+    shape_inference,
+    signature_nodes,
+    trees,
+    values,
+    variables,
+)
+from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.graph import Signature
+from jaxmeta.handles import Operation, Tensor, Variable
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
 
@@ -26,6 +42,10 @@ class Graph(graph.GraphBuilder):
         >>> sorted(g.signatures), g.variable_names
         (['predict'], ('w',))
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._without_shape: set[str] = set()
 
     def variables(
         self, state: Any, *, trainable: Callable[[str], bool] | None = None, name: str = ""
@@ -68,6 +88,7 @@ class Graph(graph.GraphBuilder):
         *args: Any,
         updates: int | Mapping[int, int] | None = None,
         donate: bool = True,
+        carry_custom_calls: Sequence[str] = (),
         **kwargs: Any,
     ) -> Signature:
         """Traces a function into the graph as an entry point.
@@ -78,10 +99,16 @@ class Graph(graph.GraphBuilder):
                 donation; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
-                by argument and path.
+                by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
+                that name them: the function then takes arrays of any such size.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
+            carry_custom_calls: platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``) for which what has
+                no node form, such as a Pallas kernel or a call through FFI, is carried as the
+                compiler's own module in an ``XlaCallModule`` node. It then runs on these platforms
+                only, under `allow_custom_calls`, has no derivative, and is readable for as long as
+                `jax.export` reads it. What calls Python is refused all the same.
             **kwargs: more of the same, by name.
 
         Raises:
@@ -92,11 +119,16 @@ class Graph(graph.GraphBuilder):
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
         signature_nodes.check_updates_exist(name, pairs, len(args))
+        args, kwargs = signature_nodes.symbolize((args, kwargs))
         leaf_specs = jax.tree.map(
             signature_nodes.leaf_spec, (args, kwargs), is_leaf=signature_nodes.is_handle
         )
-        signature_nodes.refuse_symbolic_dimensions(name, leaf_specs)
-        traced = _trace(fn, leaf_specs[0], leaf_specs[1], tuple(pairs.values()) if donate else ())
+        try:
+            donated = tuple(pairs.values()) if donate else ()
+            traced = _trace(fn, leaf_specs[0], leaf_specs[1], donated)
+        except Exception as error:
+            signature_nodes.explain_symbolic_failure(error, name, leaf_specs)
+            raise
         with_donation = jax.tree.leaves(traced.args_info)
         flat, _ = jax.tree_util.tree_flatten_with_path(
             (args, kwargs), is_leaf=signature_nodes.is_handle
@@ -108,7 +140,7 @@ class Graph(graph.GraphBuilder):
                 "functools.partial"
             )
         placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
-        scope = signature_nodes.SignatureNodes(self, name, fn, flat)
+        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls)
         call_outputs = scope.add_call(traced)
         signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr
@@ -123,18 +155,83 @@ class Graph(graph.GraphBuilder):
             self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
         )
 
+    # --- edited copies
+
+    def replace(self, old: Tensor | str, new: Any) -> Graph:
+        """Returns a copy in which what took one tensor takes another; see `editing.replace`."""
+        return editing.replace(self, old, new)
+
+    def insert(
+        self, tensor: Tensor | str, fn: Callable[[Any], Any], name: str | None = None
+    ) -> Graph:
+        """Returns a copy in which what took a tensor takes ``fn`` of it; see `editing.insert`."""
+        return editing.insert(self, tensor, fn, name)
+
+    def cut(self, tensor: Tensor | str, name: str | None = None) -> Graph:
+        """Returns a copy in which a tensor is fed, not computed; see `editing.cut`."""
+        return editing.cut(self, tensor, name)
+
+    def rename(self, names: Mapping[str, str]) -> Graph:
+        """Returns a copy in which nodes or scopes have other names; see `editing.rename`."""
+        return editing.rename(self, names)
+
+    def prune(self, fetches: Any) -> Graph:
+        """Returns a copy with only what some fetches need; see `editing.prune`."""
+        return editing.prune(self, fetches)
+
+    def merge(self, other: graph.GraphBuilder, scope: str) -> Graph:
+        """Returns a copy that holds another graph too, in a scope; see `editing.merge`."""
+        return editing.merge(self, other, scope)
+
     def _repr_html_(self) -> str:
         return printing.graph_to_html(self)
 
-    @contextlib.contextmanager
-    def as_default(self) -> Iterator[Graph]:
+    def as_default(self) -> contextlib.AbstractContextManager[Graph]:
         """Makes the graph the default one within a ``with`` block, in this thread."""
-        stack = _default_stack()
-        stack.append(self)
-        try:
-            yield self
-        finally:
-            stack.remove(self)
+        return default_graphs.GRAPHS.enter(self)
+
+    # --- what handles ask for
+
+    def output_shape(self, name: str, index: int) -> values.Shape | None:
+        """Returns the static shape of an output, inferred where it is not recorded, or None."""
+        recorded = self.recorded_shape(name, index)
+        tensor_name = f"{name}:{index}"
+        if recorded is None and tensor_name not in self._without_shape:
+            recorded = shape_inference.infer_shape(self, tensor_name)
+            if recorded is None:
+                self._without_shape.add(tensor_name)
+            else:
+                self.record_shape(tensor_name, recorded)
+        return recorded
+
+    def operate(self, operator: str, *operands: Any) -> Tensor:
+        """Adds the nodes of a Python operator on tensors; see `jaxmeta.Tensor`."""
+        return operators.operate(self, operator, operands)
+
+    def read_variable(self, variable: Variable, name: str | None = None) -> Tensor:
+        """Adds a node that reads a variable; see `Variable.value`."""
+        return elementary.read_variable(self, variable, name)
+
+    def add_identity(self, value: Any, name: str | None) -> Tensor:
+        """Adds a node that gives what it takes; see `jaxmeta.identity`."""
+        return elementary.add_identity(self, value, name)
+
+    def create_variable(self, variable: Variable, initial_value: Any, **options: Any) -> None:
+        """Adds the nodes of a variable; see `jaxmeta.Variable`."""
+        variables.add_variable(self, variable, initial_value, **options)
+
+    def assign_variable(
+        self, what: str, variable: Variable, value: Any, name: str | None, *, read_value: bool
+    ) -> Tensor | Operation:
+        """Adds an assignment; see `Variable.assign`."""
+        return variables.assign(self, what, variable, value, name, read_value=read_value)
+
+    def variable_from_proto(
+        self, proto: meta_graph_pb2.VariableDef, import_scope: str | None = None
+    ) -> Variable:
+        """Returns the variable that a VariableDef describes; see `Variable.from_proto`."""
+        made = variables.variable_from_proto(self, proto, import_scope)
+        return self.variable(made.op_name) if made.op_name in self.variable_names else made
 
 
 def _trainable_by_convention(paths: Sequence[str]) -> Callable[[str], bool]:
@@ -179,24 +276,12 @@ def _variable_leaf(variable: Variable) -> trees.Leaf:
 
 # --- the default graph -------------------------------------------------------------------------
 
-_DEFAULTS = threading.local()
-
-
-def _default_stack() -> list[Graph]:
-    stack: list[Graph] | None = getattr(_DEFAULTS, "stack", None)
-    if stack is None:
-        stack = _DEFAULTS.stack = []
-    return stack
+default_graphs.GRAPHS.make = Graph
 
 
 def get_default_graph() -> Graph:
     """Returns the graph of the innermost ``as_default`` block, or the thread's own one."""
-    stack = _default_stack()
-    if stack:
-        return stack[-1]
-    if not hasattr(_DEFAULTS, "graph"):
-        _DEFAULTS.graph = Graph()
-    default: Graph = _DEFAULTS.graph
+    default: Graph = default_graphs.GRAPHS.default()
     return default
 
 
@@ -206,21 +291,6 @@ def reset_default_graph() -> None:
     Raises:
         GraphError: within an ``as_default`` block.
     """
-    if _default_stack():
+    if default_graphs.GRAPHS.is_entered:
         raise errors.GraphError("the default graph cannot be reset inside an as_default block")
-    _DEFAULTS.graph = Graph()
-
-
-def add_to_collection(name: str, value: Any) -> None:
-    """Appends a value to a collection of the default graph."""
-    get_default_graph().add_to_collection(name, value)
-
-
-def get_collection(name: str) -> list[Any]:
-    """Returns a copy of a collection of the default graph."""
-    return get_default_graph().get_collection(name)
-
-
-def name_scope(name: str | None) -> contextlib.AbstractContextManager[str]:
-    """Enters a name scope of the default graph; see `Graph.name_scope`."""
-    return get_default_graph().name_scope(name)
+    default_graphs.GRAPHS.reset()

@@ -14,13 +14,11 @@ from google.protobuf import any_pb2, message
 from jaxmeta import (
     building,
     collection_registry,
-    dtypes,
     errors,
     graph,
-    nodes,
     renaming,
     trees,
-    values,
+    variables,
 )
 from jaxmeta._proto import meta_graph_pb2, struct_pb2
 from jaxmeta.collection_registry import GraphKeys
@@ -85,6 +83,8 @@ def collection_to_proto(
         _write_registered(proto, name, items, to_proto, export_scope)
         return
     kinds = {_item_kind(item) for item in items}
+    if kinds == {"node", "variable"} and name not in VARIABLE_COLLECTIONS:
+        kinds = {"node"}  # a variable among tensors is written as they are, by its name
     if len(kinds) != 1 or None in kinds:
         found = sorted({type(item).__name__ for item in items})
         raise errors.AttrError(
@@ -113,7 +113,7 @@ def collection_to_proto(
 
 
 def _is_plain(item: Any) -> bool:
-    return isinstance(item, (str, bytes, Tensor, graph.Operation))
+    return isinstance(item, (str, bytes, Tensor, graph.Operation, any_pb2.Any))
 
 
 def _write_registered(
@@ -232,7 +232,7 @@ def collection_from_proto(
             if from_proto is not None:
                 yield _object_from_bytes(name, content, from_proto, rename)
             else:
-                yield content if rename.is_identity else _rename_bytes(content, target, rename)
+                yield content if rename.is_identity else _rename_text(content, rename)
     elif kind is not None:
         yield from getattr(proto, kind).value
 
@@ -277,13 +277,14 @@ def parse_item(collection: str, content: bytes, proto_type: type[message.Message
         ) from None
 
 
-def _rename_bytes(content: bytes, target: building.Graph, rename: renaming.Renaming) -> bytes:
-    """Returns a string that names what was imported under its new name, any other as it is."""
+def _rename_text(content: bytes, rename: renaming.Renaming) -> str | bytes:
+    """Returns a string inside the scope, as TensorFlow does; what is not text stays as it is."""
     try:
-        renamed = rename(content.decode())
+        text = content.decode()
     except UnicodeDecodeError:
         return content
-    return renamed.encode() if renamed.split(":")[0] in target.nodes else content
+    renamed = rename(text)
+    return renamed if text.isprintable() and renamed != text else content
 
 
 def _structure_from_bytes(content: bytes) -> Any:
@@ -300,19 +301,8 @@ def _structure_from_bytes(content: bytes) -> Any:
 
 def variable_to_proto(variable: Variable) -> meta_graph_pb2.VariableDef:
     """Returns the VariableDef of a variable."""
-    proto = meta_graph_pb2.VariableDef(
-        variable_name=variable.name,
-        initial_value_name=variable.initial_value_name,
-        initializer_name=variable.initializer_name,
-        snapshot_name=variable.snapshot_name,
-        is_resource=variable.is_resource,
-        trainable=variable.trainable,
-    )
-    info = variable.save_slice_info
-    if info is not None:
-        proto.save_slice_info_def.full_name = info.full_name
-        for field in ("full_shape", "var_offset", "var_shape"):
-            getattr(proto.save_slice_info_def, field).extend(getattr(info, field))
+    proto = variable.to_proto()
+    assert proto is not None  # it is below no scope
     return proto
 
 
@@ -323,37 +313,7 @@ def variable_from_proto(proto: meta_graph_pb2.VariableDef, target: building.Grap
         FormatError: the variable has no static shape.
         MissingNameError: its node is not in the graph.
     """
-    op_name = proto.variable_name.split(":")[0]
-    if op_name not in target.nodes:
-        raise errors.MissingNameError(f"the variable {op_name!r} has no node in the graph")
-    attr = target.node(op_name).attr
-    shape = values.shape_from_proto(attr["shape"].shape)
-    if shape is None or None in shape:
-        raise errors.FormatError(f"the variable {op_name!r} has no static shape")
-    impl = attr[nodes.KEY_IMPL_ATTR].s.decode() if nodes.KEY_IMPL_ATTR in attr else ""
-    return Variable(
-        target,
-        op_name,
-        tuple(size or 0 for size in shape),
-        dtypes.dtype_from_number(attr["dtype"].type),
-        impl,
-        proto.trainable,
-        nodes.WEAK_TYPE_ATTR in attr,
-        initializer_name=proto.initializer_name,
-        snapshot_name=proto.snapshot_name,
-        initial_value_name=proto.initial_value_name,
-        is_resource=proto.is_resource,
-        save_slice_info=_slice_info_from_proto(proto),
-    )
-
-
-def _slice_info_from_proto(proto: meta_graph_pb2.VariableDef) -> graph.SaveSliceInfo | None:
-    if not proto.HasField("save_slice_info_def"):
-        return None
-    info = proto.save_slice_info_def
-    return graph.SaveSliceInfo(
-        info.full_name, tuple(info.full_shape), tuple(info.var_offset), tuple(info.var_shape)
-    )
+    return variables.variable_from_proto(target, proto)
 
 
 # --- classes of TensorFlow's own ---------------------------------------------------------------

@@ -28,6 +28,7 @@ class GraphKeys:
     METRIC_VARIABLES: Final = "metric_variables"
     MODEL_VARIABLES: Final = "model_variables"
     TRAINABLE_VARIABLES: Final = "trainable_variables"
+    TRAINABLE_RESOURCE_VARIABLES: Final = "trainable_resource_variables"
     SUMMARIES: Final = "summaries"
     QUEUE_RUNNERS: Final = "queue_runners"
     TABLE_INITIALIZERS: Final = "table_initializer"

@@ -4,6 +4,9 @@
 
     JaxmetaError
     ├─ GraphError(ValueError)            bad name, unknown tensor or node, cycle, duplicate
+    │  ├─ GraphTypeError(TypeError)      an operand is of the wrong type
+    │  ├─ FinalizedGraphError(RuntimeError)
+    │  │                                 the graph was finalized
     │  ├─ MissingNameError(KeyError)     a name that must be in the graph is not there
     │  ├─ NameTakenError(KeyError)       a name that must be new is taken
     │  └─ MissingNodeError(AssertionError)
@@ -15,13 +18,14 @@
     ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
+    ├─ CustomCallError(PermissionError)  a loaded program would run custom calls unasked
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
     ├─ SessionError(RuntimeError)        a session is closed, or cannot do what it is asked for
     ├─ OperationError(RuntimeError)      an operation failed on the values that it was given
-    │  ├─ OutOfRangeError                a queue is closed and has not enough elements
-    │  ├─ CancelledError                 a queue or session was closed while it was waited for
+    │  ├─ OutOfRangeError(EOFError)      a queue is closed and has not enough elements
+    │  ├─ CancelledError(RuntimeError)   a queue or session was closed while it was waited for
     │  ├─ DeadlineExceededError(TimeoutError)
     │  │                                 a run waited longer than it was allowed to
     │  └─ InvalidArgumentError(ValueError)
@@ -30,6 +34,8 @@
     │  └─ UnreadableFileError(OSError)   a file is missing, or is no such file at all
     ├─ ArgumentTypeError(TypeError)      an argument is of the wrong kind
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    │  └─ CheckpointTypeError(TypeError) what is to be saved or restored is of another kind
+    ├─ NotBuiltError(RuntimeError)       a saver was told to wait for `build()`, and used before
     ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
@@ -51,6 +57,14 @@ class JaxmetaError(Exception):
 
 class GraphError(JaxmetaError, ValueError):
     """A graph is malformed, or a name in it is unknown, taken or invalid."""
+
+
+class GraphTypeError(GraphError, TypeError):
+    """An operand has the wrong type, or a tensor is used as if its value were known."""
+
+
+class FinalizedGraphError(GraphError, RuntimeError):
+    """The graph was finalized and takes no more nodes."""
 
 
 class MissingNameError(GraphError, KeyError):
@@ -89,6 +103,10 @@ class UnsupportedOpError(JaxmetaError, NotImplementedError):
     """A graph holds ops that have no kernel."""
 
 
+class CustomCallError(JaxmetaError, PermissionError):
+    """A loaded program carries custom calls, and the caller did not allow them."""
+
+
 class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
 
@@ -109,11 +127,11 @@ class OperationError(JaxmetaError, RuntimeError):
     """An operation failed on the values that it was given."""
 
 
-class OutOfRangeError(OperationError):
+class OutOfRangeError(OperationError, EOFError):
     """A queue is closed and has fewer elements than were asked for: the input is exhausted."""
 
 
-class CancelledError(OperationError):
+class CancelledError(OperationError, RuntimeError):
     """A queue is closed to what was put in, or the session was closed while a run waited."""
 
 
@@ -139,6 +157,14 @@ class ArgumentTypeError(JaxmetaError, TypeError):
 
 class CheckpointError(JaxmetaError, ValueError):
     """A checkpoint is missing or unreadable, or does not fit the graph."""
+
+
+class CheckpointTypeError(CheckpointError, TypeError):
+    """What is to be saved or restored is no variable, or what holds it no session or state."""
+
+
+class NotBuiltError(JaxmetaError, RuntimeError):
+    """A saver that was made with ``defer_build=True`` is used before `Saver.build`."""
 
 
 class CheckpointPathError(JaxmetaError, RuntimeError):

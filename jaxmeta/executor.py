@@ -15,15 +15,30 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxmeta import dtypes, errors, jaxprs, naming, op_defs, ordering, shardings, values
+from jaxmeta import (
+    dimension_nodes,
+    dtypes,
+    errors,
+    jaxprs,
+    naming,
+    op_defs,
+    ordering,
+    shardings,
+    sizes,
+    values,
+)
 from jaxmeta._proto import graph_pb2
+from jaxmeta.dimensions import Size
 from jaxmeta.ops import _definition
 from jaxmeta.plans import Plan as Plan
 from jaxmeta.plans import State as State
 from jaxmeta.plans import Step
 
 _EMPTY: Final = inspect.Parameter.empty
+_MOST_SIZES: Final = 32  # as many as an array has axes
+_NO_STEP: Final = -1
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -34,17 +49,25 @@ class Function:
         name: its name in the library.
     """
 
-    def __init__(self, library: Library, function_def: graph_pb2.FunctionDef) -> None:
+    def __init__(
+        self,
+        library: Library,
+        function_def: graph_pb2.FunctionDef,
+        taken: Mapping[str, Size] | None = None,
+        planned: Callable[[], Plan] | None = None,
+    ) -> None:
         self.name = function_def.signature.name
         self._library = library
         self._def = function_def
+        self._sizes = [np.asarray(size) for size in (taken or {}).values()]
+        self._planned = planned or self._make_plan
         self._plan: Plan | None = None
         self._derived: dict[Any, Callable[..., Any]] = {}
 
     @property
     def num_arguments(self) -> int:
         """How many arrays it takes."""
-        return len(self._def.signature.input_arg)
+        return len(self._def.signature.input_arg) - len(self._sizes)
 
     @property
     def num_results(self) -> int:
@@ -53,9 +76,24 @@ class Function:
 
     def __call__(self, *arguments: Any, state: State | None = None) -> list[Any]:
         """Runs the function on arrays and returns a list of arrays."""
+        plan = self._planned()
+        return plan.run((*self._sizes, *arguments) if self._sizes else arguments, state)
+
+    def _make_plan(self) -> Plan:
         if self._plan is None:
             self._plan = plan_function(self._def, self._library)
-        return self._plan.run(arguments, state)
+        return self._plan
+
+    def at(self, known: Mapping[str, Size]) -> Function:
+        """Returns the function for given sizes of the dimensions that it takes, by their names."""
+        taken = {name: known[name] for name in sizes.dimensions_taken(self._def) if name in known}
+        if not taken:
+            return self
+        made: Any = self.derived(
+            ("sizes", *taken.items()),
+            lambda: Function(self._library, self._def, taken, self._planned),
+        )
+        return made  # type: ignore[no-any-return]
 
     def call_with_state(self, state: State | None, *arguments: Any) -> list[Any]:
         """Runs the function as a node does that calls it: it may read and write variables."""
@@ -119,9 +157,23 @@ class Library:
         """Returns a function, or None where there is none of that name."""
         return self[name] if name in self._defs else None
 
+    def at(self, known: Mapping[str, Size]) -> Mapping[str, Function]:
+        """Returns the functions for given sizes of the dimensions that they take."""
+        return _SizedLibrary(self, known)
+
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
+
+
+class _SizedLibrary(dict[str, Function]):
+    def __init__(self, library: Library, known: Mapping[str, Size]) -> None:
+        super().__init__()
+        self._library = library
+        self._sizes = known
+
+    def __missing__(self, name: str) -> Function:
+        return self._library[name].at(self._sizes)
 
 
 # --- planning --------------------------------------------------------------------------------
@@ -141,6 +193,8 @@ class _Planner:
         self.steps: list[Step] = []
         self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
+        self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
+        self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
         self.references: set[int] = set()
         self.is_host = False
 
@@ -163,7 +217,7 @@ class _Planner:
         if op == "Const":
             self._add_constant(node, output_refs(node)[0])
             return
-        kernel, run = self._bind_kernel(node, op)
+        kernel = self._kernel(node, op)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
         places = self.places
@@ -176,7 +230,13 @@ class _Planner:
                 place = self._place(node, ref)
             inputs.append(place)
         refs = output_refs(node)
+        run = self._bind_kernel(node, kernel, len(refs))
         env = self.env
+        self._fold_inputs(node, kernel, inputs)
+        if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
+            run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
+        elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
+            self.foldable[len(env)] = len(self.steps)
         if kernel.is_host:
             self.is_host = True
         if kernel.has_references or self.references:
@@ -235,9 +295,11 @@ class _Planner:
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
             self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
-            self.add_place(name, value)
+            place = self.add_place(name, value)
             if value.dtype == object:
                 self.is_host = True
+            elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
+                self.foldable[place] = _NO_STEP
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
@@ -247,9 +309,7 @@ class _Planner:
             raise _UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
         return place
 
-    def _bind_kernel(
-        self, node: graph_pb2.NodeDef, op: str
-    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _definition.Kernel:
         attr = node.attr
         kernel = None
         if _definition.PRIMITIVE_ATTR in attr:
@@ -258,17 +318,90 @@ class _Planner:
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
         if kernel is None:
-            function = self._library.get(op)
-            if function is not None:
-                return _CALL_KERNEL, function.call_with_state
+            if self._library.definition(op) is not None:
+                return _CALL_KERNEL
             self.unsupported[f"{op}  (node {node.name!r})"] = None
-            return _PLAIN_KERNEL, _refuse
-        if not (kernel.attrs or kernel.injected):
-            return kernel, kernel.run
-        return kernel, self.with_attrs(node, kernel)
+            return _PLAIN_KERNEL
+        if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
+            # Its inputs are not where they are without sizes before them.
+            return dataclasses.replace(kernel, static=frozenset())
+        return kernel
+
+    def _bind_kernel(
+        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
+    ) -> Callable[..., Any]:
+        """Returns what a step runs: the kernel with the node's attrs."""
+        if kernel is _CALL_KERNEL:
+            return self._library[node.op].call_with_state
+        if kernel is _PLAIN_KERNEL:
+            return _refuse
+        run, attr = kernel.run, node.attr
+        if dimension_nodes.DIMENSIONS_ATTR in attr:
+            names = values.attr_from_proto(attr[dimension_nodes.DIMENSIONS_ATTR])
+            has_symbolic = _definition.SYMBOLIC_ATTR in attr
+            symbolic = attr[_definition.SYMBOLIC_ATTR].list.s if has_symbolic else ()
+            return sizes.sized(
+                run,
+                self._keywords(node, kernel),
+                [name.decode() for name in names],
+                frozenset(name.decode() for name in symbolic),
+                sizes.num_inputs_before_operands(node.op),
+                num_outputs,
+            )
+        return self.with_attrs(node, kernel)
 
     def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
         """Returns a kernel as a function of arrays alone, with the attrs of a node."""
+        run = kernel.run
+        if not (kernel.attrs or kernel.injected):
+            return run
+        keywords = self._keywords(node, kernel)
+        return lambda *inputs: run(*inputs, **keywords)
+
+    def _fold_inputs(
+        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, inputs: Sequence[int]
+    ) -> None:
+        """Makes inputs sizes that are computed of constants, where the node needs them as such.
+
+        TensorFlow writes such arithmetic where a shape is made of numbers; elsewhere it stays
+        among the computations, where JAX has it.
+        """
+        if node.op in _definition.HOST_KERNELS and not self.sizes.isdisjoint(inputs):
+            needed: Iterable[int] = inputs
+        else:
+            needed = [inputs[index] for index in kernel.static if index < len(inputs)]
+        for place in needed:
+            self._fold(place)
+
+    def _fold(self, place: int) -> None:
+        index = self.foldable.get(place, _NO_STEP)
+        if index == _NO_STEP or place in self.sizes:
+            return
+        run, places, output, outputs, kernel, node = self.steps[index]
+        for earlier in places:
+            self._fold(earlier)
+        run = self._with_sizes(node, kernel, run, [place])
+        self.steps[index] = (run, places, output, outputs, kernel, node)
+
+    def _with_sizes(
+        self,
+        node: graph_pb2.NodeDef,
+        kernel: _definition.Kernel,
+        run: Callable[..., Any],
+        places: Iterable[int],
+    ) -> Callable[..., Any]:
+        """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
+        attr = node.attr
+        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
+        host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
+        if kernel.gives_sizes or host is not None:
+            self.sizes.update(places)
+        if kernel.gives_sizes or kernel.is_stateful or dimension_nodes.DIMENSIONS_ATTR in attr:
+            return run
+        on_host = self.with_attrs(node, host) if host is not None else None
+        return sizes.folding(on_host, run, kernel.static)
+
+    def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
         keywords: dict[str, Any] = {}
         attr = node.attr
         for argument, name, default in kernel.attrs:
@@ -280,8 +413,7 @@ class _Planner:
                 keywords[argument] = self._attr_default(node, name)
         for name in kernel.injected:
             keywords[name] = self._injected(node, name)
-        run = kernel.run
-        return lambda *inputs: run(*inputs, **keywords)
+        return keywords
 
     def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
         if name == _definition.LIBRARY:
@@ -330,6 +462,7 @@ class _Planner:
             raise errors.FeedError(
                 errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
+        results = [self._array_place(place) for place in results]
         return Plan(
             self.env,
             arguments,
@@ -339,9 +472,21 @@ class _Planner:
             is_host=self.is_host,
         )
 
+    def _array_place(self, place: int) -> int:
+        """Returns the place of a result; symbolic sizes become what computations take."""
+        if place not in self.sizes:
+            return place
+        new = len(self.env)
+        self.env.append(None)
+        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
+        return new
+
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+_RESULT_NODE: Final = graph_pb2.NodeDef(
+    name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
+)
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 
@@ -404,6 +549,7 @@ def _plan_in_order(
 ) -> Plan:
     planner = _Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
+    planner.sizes.update(arguments[: len(sizes.dimensions_taken(function))])
     refs = _function_refs(library)
     for node in nodes:
         planner.add_node(node, refs)

@@ -9,16 +9,22 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, jaxprs, naming, nodes, op_defs, shardings, specs, trees, values
+from jaxmeta import errors, jaxprs, naming, nodes, op_defs, shardings, specs, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
+from jaxmeta.control_dependencies import ControlDependencies
+from jaxmeta.elements import ElementContainer
+from jaxmeta.handles import Operation as Operation
+from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
+from jaxmeta.handles import Tensor as Tensor
+from jaxmeta.handles import Variable as Variable
 from jaxmeta.nodes import Edge as Edge
-from jaxmeta.nodes import NodeContainer
 
 # What TensorFlow 2.21 writes; any later TensorFlow reads it.
 PRODUCER_VERSION: Final = 2474
@@ -41,6 +47,7 @@ class Signature:
         train_op: the operation that runs it and assigns, or empty.
         result_key_impls: for each leaf of the results, the PRNG implementation where it is a typed
             key, else empty; no entries where none is.
+        constraints: what has to hold of its symbolic dimensions, such as ``batch >= 8``.
         in_shardings, out_shardings: for each leaf of the arguments and of the results, the
             sharding that `jax.jit` was given, or None; no entries where it was given none.
     """
@@ -53,141 +60,19 @@ class Signature:
     updates: tuple[tuple[int, int], ...] = ()
     train_op: str = ""
     result_key_impls: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
     in_shardings: tuple[shardings.Recorded | None, ...] = ()
     out_shardings: tuple[shardings.Recorded | None, ...] = ()
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SaveSliceInfo:
-    """Which part of a larger, partitioned variable a variable holds.
-
-    Attributes:
-        full_name: the name of the whole in a checkpoint.
-        full_shape: its shape.
-        var_offset: where the part begins, in each dimension.
-        var_shape: the shape of the part.
-    """
-
-    full_name: str
-    full_shape: tuple[int, ...]
-    var_offset: tuple[int, ...]
-    var_shape: tuple[int, ...]
-
-    @property
-    def spec(self) -> str:
-        """The part as TensorFlow's Save ops spell it: ``"10 7 4,3:0,7"``."""
-        sizes = " ".join(map(str, self.full_shape))
-        parts = (f"{o},{n}" for o, n in zip(self.var_offset, self.var_shape, strict=True))
-        return f"{sizes} {':'.join(parts)}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Variable:
-    """A handle on a variable of a graph.
-
-    Attributes:
-        graph: the graph that holds it.
-        op_name: the name of its node; in a checkpoint, its name.
-        shape, dtype: of its value; typed keys count as their uint32 data.
-        key_impl: the PRNG implementation where it holds typed keys, else empty.
-        trainable: whether optimizers should change it.
-        weak_type: whether its dtype gives way to others in JAX's promotion.
-        initializer_name: the operation that gives it its first value.
-        snapshot_name: the tensor that reads it.
-        initial_value_name: the tensor that is its first value, or empty where none is known.
-        is_resource: whether its node is a handle; else a reference variable of TensorFlow 1.
-        save_slice_info: where it is a part of a larger variable, which one.
-    """
-
-    graph: GraphBuilder
-    op_name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    key_impl: str = ""
-    trainable: bool = True
-    weak_type: bool = False
-    initializer_name: str = dataclasses.field(kw_only=True)
-    snapshot_name: str = dataclasses.field(kw_only=True)
-    initial_value_name: str = dataclasses.field(default="", kw_only=True)
-    is_resource: bool = dataclasses.field(default=True, kw_only=True)
-    save_slice_info: SaveSliceInfo | None = dataclasses.field(default=None, kw_only=True)
-
-    @property
-    def sharding(self) -> shardings.Recorded | None:
-        """How its value was spread over devices, by the names of their mesh's axes, or None."""
-        return shardings.sharding_from_attrs(self.graph.node(self.op_name).attr)
-
-    @property
-    def name(self) -> str:
-        """The name of the handle's tensor, as TensorFlow spells a variable: ``w:0``."""
-        return f"{self.op_name}:0"
-
-    def __repr__(self) -> str:
-        return f"<jaxmeta.Variable '{self.name}' shape={self.shape} dtype={self.dtype}>"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tensor:
-    """A handle on one output of a node of a graph."""
-
-    graph: GraphBuilder
-    node_name: str
-    index: int
-
-    @property
-    def name(self) -> str:
-        """The tensor's name: ``node:0``."""
-        return f"{self.node_name}:{self.index}"
-
-    @property
-    def op(self) -> Operation:
-        """The operation that produces it."""
-        return Operation(self.graph, self.node_name)
-
-    @property
-    def number(self) -> int:
-        """Its DataType number."""
-        return self.graph.output_numbers(self.node_name)[self.index]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its dtype."""
-        return dtypes.dtype_from_number(self.number)
-
-    @property
-    def shape(self) -> values.Shape | None:
-        """Its static shape where the graph records it, else None."""
-        return self.graph.output_shape(self.node_name, self.index)
-
-    def __repr__(self) -> str:
-        return f"<jaxmeta.Tensor '{self.name}' shape={self.shape} dtype={self.dtype}>"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Operation:
-    """A handle on a node of a graph."""
-
-    graph: GraphBuilder
-    name: str
-
-    @property
-    def node_def(self) -> graph_pb2.NodeDef:
-        """The node."""
-        return self.graph.nodes[self.name]
-
-    @property
-    def type(self) -> str:
-        """The name of its op."""
-        return self.node_def.op
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """Its outputs."""
-        count = len(self.graph.output_numbers(self.name))
-        return [Tensor(self.graph, self.name, index) for index in range(count)]
-
-    def __repr__(self) -> str:
-        return f"<jaxmeta.Operation '{self.name}' type={self.type}>"
+    def renamed(self, name: str, rename: Callable[[str], str]) -> Signature:
+        """Returns it under another name, with other names for what it refers to."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            arguments=trees.rename_leaves(self.arguments, rename),
+            results=trees.rename_leaves(self.results, rename),
+            train_op=rename(self.train_op) if self.train_op else "",
+        )
 
 
 def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
@@ -198,7 +83,7 @@ def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
         raise errors.GraphError(errors.list_offenders("these nodes are not unique:", repeated))
 
 
-class GraphBuilder(NodeContainer):
+class GraphBuilder(ElementContainer):
     """A builder over a GraphDef; `jaxmeta.Graph` adds what traces functions into it.
 
     Example:
@@ -215,6 +100,8 @@ class GraphBuilder(NodeContainer):
         super().__init__(self._functions)
         self._function_names = naming.UniqueNames()
         self._scope = ""
+        self._controls = ControlDependencies()
+        self._is_finalized = False
         self._variables: dict[str, Variable] = {}
         self.gradients: list[graph_pb2.GradientDef] = []
         self.versions = graph_pb2.VersionDef(producer=PRODUCER_VERSION)
@@ -233,13 +120,20 @@ class GraphBuilder(NodeContainer):
 
     # --- names and scopes
 
+    @property
+    def scope(self) -> str:
+        """The current name scope, without a slash at its end; empty at the root."""
+        return self._scope
+
     @contextlib.contextmanager
-    def name_scope(self, name: str | None) -> Iterator[str]:
+    def name_scope(self, name: str | None, default_name: str | None = None) -> Iterator[str]:
         """Enters a name scope; yields its name with a trailing slash, as TensorFlow does.
 
-        A name that ends in a slash is entered as it is; another one is made unique.
+        A name that ends in a slash is entered as it is; another one is made unique. Where there
+        is neither a name nor a default one, the root is entered.
         """
         outer = self._scope
+        name = default_name if name is None else name
         if name:
             naming.check_scope_name(name, is_root=not outer)
         if name and name.endswith("/"):
@@ -267,8 +161,79 @@ class GraphBuilder(NodeContainer):
     ) -> list[Edge]:
         """Adds a node below the current name scope; see `NodeContainer.add_node`."""
         name = name or op
-        full_name = f"{self._scope}/{name}" if self._scope else name
-        return super().add_node(op, inputs, attrs, full_name, control_inputs)
+        naming.check_scope_name(name, is_root=not self._scope)
+        full_name = f"{self._scope}/{name}" if self._scope and name[-1] != "/" else name
+        data = _producers(inputs)
+        added = [*control_inputs, *self._controls.for_inputs(data)]
+        edges = self._add_absolute(op, inputs, attrs, full_name, list(dict.fromkeys(added)))
+        self._controls.record(self.last_node_name)
+        return edges
+
+    def _add_absolute(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any],
+        name: str,
+        control_inputs: Sequence[str] = (),
+    ) -> list[Edge]:
+        """Adds a node under a full name, whatever the name scope and control dependencies are."""
+        self.check_not_finalized()
+        return nodes.NodeContainer.add_node(self, op, inputs, attrs, name, control_inputs)
+
+    def add_node_copy(
+        self, node: graph_pb2.NodeDef, inputs: Sequence[str], name: str
+    ) -> graph_pb2.NodeDef:
+        """Adds a node like one of a function's body, below the current name scope.
+
+        Args:
+            node: the one to copy.
+            inputs: what it takes here.
+            name: the wanted name, as `add_node` takes it.
+        """
+        self.check_not_finalized()
+        full_name = f"{self._scope}/{name}" if self._scope and name[-1] != "/" else name
+        copied = graph_pb2.NodeDef()
+        copied.CopyFrom(node)
+        copied.name = self._node_name(full_name)
+        controls = self._controls.for_inputs({ref.split(":", 1)[0] for ref in inputs})
+        copied.input[:] = [*inputs, *(f"^{control}" for control in controls)]
+        self._nodes[copied.name] = copied
+        self._controls.record(copied.name)
+        return copied
+
+    @contextlib.contextmanager
+    def control_dependencies(self, control_inputs: Sequence[Any] | None) -> Iterator[None]:
+        """Makes the nodes added within the block run after others.
+
+        Args:
+            control_inputs: operations, tensors, variables or their names; None forgets those of
+                the blocks around.
+
+        Raises:
+            GraphError: one of them is not in the graph.
+        """
+        names = None
+        if control_inputs is not None:
+            names = [_operation_name(self.as_graph_element(item)) for item in control_inputs]
+        with self._controls.enter(names):
+            yield
+
+    # --- finalizing
+
+    @property
+    def finalized(self) -> bool:
+        """Whether the graph takes no more nodes."""
+        return self._is_finalized
+
+    def finalize(self) -> None:
+        """Makes the graph take no more nodes."""
+        self._is_finalized = True
+
+    def check_not_finalized(self) -> None:
+        """Raises FinalizedGraphError where the graph was finalized."""
+        if self._is_finalized:
+            raise errors.FinalizedGraphError("the graph is finalized and cannot be modified")
 
     def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
         return f"{node}:{index}" if index else node
@@ -309,59 +274,17 @@ class GraphBuilder(NodeContainer):
         Raises:
             GraphError: names are taken; all of them are listed.
         """
+        self.check_not_finalized()
         taken = sorted(added.keys() & self._nodes.keys())
         if taken:
             raise errors.GraphError(errors.list_offenders("these nodes are not unique:", taken))
-        self._nodes.update(added)
+        controls = self._controls.for_inputs(())
+        self._nodes.update(
+            {name: _with_controls(node, controls) for name, node in added.items()}
+            if controls
+            else added
+        )
         self._names.mark_all(added)
-
-    def node(self, name: str) -> graph_pb2.NodeDef:
-        """Returns a node by name.
-
-        Raises:
-            GraphError: there is none.
-        """
-        node = self._nodes.get(name)
-        if node is None:
-            raise errors.GraphError(f"the graph has no node named {name!r}")
-        return node
-
-    def output_numbers(self, name: str) -> list[int]:
-        """Returns the DataType number of each output of a node."""
-        node = self.node(name)
-        function = self._functions.get(node.op)
-        op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
-        return op_defs.output_dtypes(op_def, node)
-
-    def output_shape(self, name: str, index: int) -> values.Shape | None:
-        """Returns the static shape of an output where the graph records it."""
-        return nodes.recorded_shape(self.node(name), index)
-
-    def get_operation_by_name(self, name: str) -> Operation:
-        """Returns an operation by its name.
-
-        Raises:
-            GraphError: there is none of that name.
-        """
-        if ":" in name:
-            raise errors.GraphError(f"{name!r} is a tensor's name; an operation's has no ':'")
-        return Operation(self, self.node(name).name)
-
-    def get_tensor_by_name(self, name: str) -> Tensor:
-        """Returns a tensor by its name, ``node:0``.
-
-        Raises:
-            GraphError: the name has no ``:index``, or there is no such output.
-        """
-        parsed = naming.parse_tensor_name(name)
-        if ":" not in name or parsed.argument is not None:
-            raise errors.GraphError(
-                f"{name!r} is not a tensor's name; these end in ':0', ':1', ..."
-            )
-        count = len(self.output_numbers(parsed.node))
-        if not 0 <= parsed.position < count:
-            raise errors.GraphError(f"{name!r}: the operation has {count} outputs")
-        return Tensor(self, parsed.node, parsed.position)
 
     # --- variables and collections
 
@@ -384,6 +307,11 @@ class GraphBuilder(NodeContainer):
     def add_variable(self, path: str, leaf: Any, *, is_trainable: bool) -> Variable:
         """Adds a variable for an array, with the nodes that read it and give it a first value."""
         impl, aval = specs.physical(leaf)
+        if not all(isinstance(size, (int, np.integer)) for size in aval.shape):
+            raise errors.GraphError(
+                f"the variable {path!r} has the shape {tuple(aval.shape)}; the sizes of variables "
+                "have to be numbers"
+            )
         dtype = np.dtype(aval.dtype)
         op_name = self.unique_name(naming.clean_name(path), mark=False)
         attrs = {"dtype": dtype, "shape": aval.shape, "shared_name": op_name}
@@ -406,7 +334,7 @@ class GraphBuilder(NodeContainer):
             "ReadVariableOp", [handle], {"dtype": dtype}, f"{op_name}/Read/ReadVariableOp"
         )
         trains = is_trainable and jax.dtypes.issubdtype(dtype, np.inexact)
-        variable = Variable(
+        variable = Variable.handle(
             self,
             op_name,
             tuple(aval.shape),
@@ -424,23 +352,51 @@ class GraphBuilder(NodeContainer):
             self.add_to_collection(TRAINABLE_VARIABLES, variable)
         return variable
 
-    def _add_absolute(
-        self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any], name: str
-    ) -> list[Edge]:
-        """Adds a node under a full name, whatever the current name scope is."""
-        return nodes.NodeContainer.add_node(self, op, inputs, attrs, name)
+    def record_result_shapes(self, results: trees.Tree) -> None:
+        """Records the shapes of a signature's results, which are tensors of the graph."""
+        for leaf in trees.leaves(results):
+            self.record_shape(leaf.name, leaf.shape)
 
     def register_variable(self, variable: Variable) -> None:
         """Makes a variable known whose nodes are in the graph."""
         self._variables[variable.op_name] = variable
 
     def add_to_collection(self, name: str, value: Any) -> None:
-        """Appends a value to a collection."""
+        """Appends a value to a collection.
+
+        Raises:
+            FinalizedGraphError: the graph was finalized.
+        """
+        self.check_not_finalized()
         self.collections.setdefault(name, []).append(value)
 
-    def get_collection(self, name: str) -> list[Any]:
-        """Returns a copy of a collection; empty where there is none of that name."""
-        return list(self.collections.get(name, ()))
+    def add_to_collections(self, names: str | Iterable[str], value: Any) -> None:
+        """Appends a value to each of several collections."""
+        for name in dict.fromkeys([names] if isinstance(names, str) else names):
+            self.add_to_collection(name, value)
+
+    def get_collection(self, name: str, scope: str | None = None) -> list[Any]:
+        """Returns a copy of a collection; empty where there is none of that name.
+
+        Args:
+            name: of the collection.
+            scope: where given, only what has a name that it matches, as a regular expression,
+                from the beginning.
+        """
+        items = self.collections.get(name, ())
+        if not scope:
+            return list(items)
+        pattern = re.compile(scope)
+        return [item for item in items if pattern.match(getattr(item, "name", ""))]
+
+    def get_collection_ref(self, name: str) -> list[Any]:
+        """Returns a collection itself, so that changing the list changes it."""
+        return self.collections.setdefault(name, [])
+
+    def clear_collection(self, name: str) -> None:
+        """Removes what a collection holds."""
+        self.check_not_finalized()
+        self.collections.pop(name, None)
 
     def get_all_collection_keys(self) -> list[str]:
         """Returns the names of the collections that hold something."""
@@ -456,3 +412,22 @@ class GraphBuilder(NodeContainer):
         graph_def.library.function.extend(self._functions.values())
         graph_def.library.gradient.extend(self.gradients)
         return graph_def
+
+
+def _producers(inputs: Sequence[Any]) -> set[str]:
+    """Returns the names of the nodes whose outputs a node takes."""
+    edges = [edge for item in inputs for edge in (item if isinstance(item, list) else [item])]
+    return {edge.ref.split(":", 1)[0] for edge in edges}
+
+
+def _with_controls(node: graph_pb2.NodeDef, controls: Sequence[str]) -> graph_pb2.NodeDef:
+    """Returns a copy of a node that runs after others, too."""
+    copied = graph_pb2.NodeDef()
+    copied.CopyFrom(node)
+    known = set(node.input)
+    copied.input.extend(f"^{name}" for name in controls if f"^{name}" not in known)
+    return copied
+
+
+def _operation_name(element: Tensor | Operation) -> str:
+    return element.node_name if isinstance(element, Tensor) else element.name

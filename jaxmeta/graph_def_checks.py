@@ -7,6 +7,7 @@ each node's attrs, is for graphs of other writers.
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from jaxmeta._proto import graph_pb2
 _MAX_CONSUMER: Final = graph.PRODUCER_VERSION
 _VALID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.\\/>-"
 _NOT_FIRST: Final = ("_", "\\", "/", ">", "-")
+_MAX_DIGITS: Final = 9
 _BACK_EDGES: Final = frozenset({"NextIteration", "RefNextIteration"})
 
 
@@ -38,12 +40,16 @@ def check_versions(source: str, versions: graph_pb2.VersionDef) -> None:
 
 
 def check_function_names(source: str, library: graph_pb2.FunctionDefLibrary) -> None:
-    """Raises GraphError where several functions of a library have one name; all are listed."""
+    """Raises GraphError where functions of a library share a name, or have that of an op."""
     count = collections.Counter(function.signature.name for function in library.function)
     taken = sorted(name for name in count if count[name] > 1)
     if taken:
         headline = f"{source}: these functions are not unique:"
         raise errors.GraphError(errors.list_offenders(headline, taken))
+    shadowing = sorted(name for name in count if op_defs.has_op(name))
+    if shadowing:
+        headline = f"{source}: these functions have the names of ops:"
+        raise errors.GraphError(errors.list_offenders(headline, shadowing))
 
 
 def check_and_index(
@@ -201,6 +207,62 @@ def _refuse_cycles(source: str, by_name: Mapping[str, graph_pb2.NodeDef]) -> Non
 # --- one node after the other ------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _QuickSpec:
+    """What an op asks of its nodes, where each input and output is one tensor.
+
+    Attributes:
+        type_attrs: the attrs that are types.
+        required: the other attrs that have no default.
+        inputs, outputs: for each the data type, or the attr that is it.
+    """
+
+    type_attrs: tuple[str, ...]
+    required: tuple[str, ...]
+    inputs: tuple[int | str, ...]
+    outputs: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, op_def: graph_pb2.OpDef) -> _QuickSpec | None:
+        args = [*op_def.input_arg, *op_def.output_arg]
+        if any(arg.number_attr or arg.type_list_attr for arg in args):
+            return None
+        type_attrs = tuple(dict.fromkeys(arg.type_attr for arg in args if arg.type_attr))
+        return cls(
+            type_attrs,
+            tuple(
+                attr.name
+                for attr in op_def.attr
+                if attr.name not in type_attrs and not attr.HasField("default_value")
+            ),
+            tuple(arg.type_attr or arg.type for arg in op_def.input_arg),
+            tuple(arg.type_attr or arg.type for arg in op_def.output_arg),
+        )
+
+    def fits(self, name: str, node: graph_pb2.NodeDef, numbers: dict[str, int]) -> bool:
+        """Returns whether a node fits for certain; adds its outputs to the data types."""
+        attrs = node.attr
+        types: dict[int | str, int] = {}
+        for attr in self.type_attrs:
+            value = attrs.get(attr)
+            if value is None or not value.type:
+                return False
+            types[attr] = value.type
+        for index, output in enumerate(self.outputs):
+            number = types[output] if isinstance(output, str) else output
+            numbers[f"{name}:{index}" if index else name] = number
+        for attr in self.required:
+            if attr not in attrs:
+                return False
+        refs = node.input
+        if len(refs) != len(self.inputs) or "_class" in attrs:
+            return False
+        for ref, wanted in zip(refs, self.inputs, strict=True):
+            if numbers.get(ref) != (types[wanted] if isinstance(wanted, str) else wanted):
+                return False
+        return True
+
+
 class NodeChecks:
     """Checks of single nodes against their OpDefs.
 
@@ -226,8 +288,10 @@ class NodeChecks:
 
     def run(self) -> None:
         """Raises AttrError or GraphError where nodes do not fit their ops; all are listed."""
+        unsure = self._find_unsure() if not self._mapped else list(self._by_name.values())
+        if not unsure:
+            return
         attr_faults: list[str] = []
-        input_faults: list[str] = []
         for node in self._by_name.values():
             try:
                 self._outputs[node.name] = op_defs.output_dtypes(self._op_def(node), node)
@@ -237,7 +301,8 @@ class NodeChecks:
         if attr_faults:
             headline = f"{self._source}: these attrs do not fit:"
             raise errors.AttrError(errors.list_offenders(headline, attr_faults))
-        for node in self._by_name.values():
+        input_faults: list[str] = []
+        for node in unsure:
             try:
                 input_faults += self._input_faults(node)
             except errors.AttrError as error:
@@ -246,6 +311,23 @@ class NodeChecks:
         if input_faults:
             headline = f"{self._source}: these inputs do not fit:"
             raise errors.GraphError(errors.list_offenders(headline, input_faults))
+
+    def _find_unsure(self) -> list[graph_pb2.NodeDef]:
+        """Returns the nodes of which a quick look does not tell that they fit.
+
+        It tells so of most: those after their inputs, of ops whose every input is one tensor.
+        """
+        unsure: list[graph_pb2.NodeDef] = []
+        numbers: dict[str, int] = {}
+        specs: dict[str, _QuickSpec | None] = {}
+        for name, node in self._by_name.items():
+            op = node.op
+            if op not in specs:
+                specs[op] = None if op in self._functions else _QuickSpec.of(self._op_def(node))
+            spec = specs[op]
+            if spec is None or not spec.fits(name, node, numbers):
+                unsure.append(node)
+        return unsure
 
     def _op_def(self, node: graph_pb2.NodeDef) -> graph_pb2.OpDef:
         function = self._functions.get(node.op)
@@ -285,7 +367,7 @@ class NodeChecks:
         numbers = self._outputs[name]
         if not (index.isascii() and index.isdigit()):
             return f"{ref!r} is no tensor's name"
-        if int(index) >= len(numbers):
+        if len(index) > _MAX_DIGITS or int(index) >= len(numbers):
             return f"there is no output {index} of {name!r}, which has {len(numbers)}"
         return numbers[int(index)]
 

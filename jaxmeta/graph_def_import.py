@@ -10,45 +10,24 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from jaxmeta import (
     building,
     errors,
     function_library,
     graph,
     graph_def_checks,
+    input_maps,
     naming,
     renaming,
     values,
 )
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graph import Operation, Tensor, Variable
+from jaxmeta.graph import Operation, Tensor
+from jaxmeta.input_maps import InputMap
 from jaxmeta.pausing import paused_gc
 
 _DEFAULT_SCOPE: Final = "import"
 _SHAPES_ATTR: Final = "_output_shapes"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class InputMap:
-    """The inputs that an import replaces.
-
-    Attributes:
-        tensors: the tensor instead of each, by its name with index: ``x:0``.
-        operations: the operation instead of each control input, by its name: ``x`` for ``^x``.
-    """
-
-    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    operations: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.tensors or self.operations)
-
-    @property
-    def names(self) -> set[str]:
-        """All replaced inputs as nodes name them."""
-        return {*self.tensors, *(f"^{name}" for name in self.operations)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,6 +75,15 @@ def import_graph_def(
         AttrError: attrs are missing or do not fit; a ValueError.
         FormatError: it is for other versions; a ValueError.
         UnsupportedOpError: ops are unknown.
+
+    Example:
+        >>> graph_def = graph_pb2.GraphDef()
+        >>> _ = graph_def.node.add(name="x", op="NoOp")
+        >>> with building.Graph().as_default() as target:
+        ...     for _ in range(2):
+        ...         _ = import_graph_def(graph_def, name="a")
+        >>> list(target.nodes)
+        ['a/x', 'a_1/x']
     """
     del op_dict
     if not isinstance(graph_def, graph_pb2.GraphDef):
@@ -105,11 +93,11 @@ def import_graph_def(
     scope_name = name if name is not None else _DEFAULT_SCOPE
     if not isinstance(scope_name, str):
         raise errors.ArgumentTypeError(f"Argument `name` must be a string, not {scope_name!r}")
-    given = check_input_map(input_map)
+    given = input_maps.check_input_map(input_map)
     if producer_op_list is not None:
         graph_def = _without_unknown_defaults(graph_def, producer_op_list)
     with paused_gc(), target.name_scope(scope_name) as scope:
-        mapping = convert_input_map(given, target, can_add=bool(scope_name))
+        mapping = input_maps.convert_input_map(given, target, can_add=bool(scope_name))
         imported = add_graph_def(
             "the GraphDef",
             graph_def,
@@ -134,91 +122,6 @@ def check_return_elements(return_elements: Iterable[str] | None) -> tuple[str, .
             f"Argument `return_elements` must be a list of strings. Obtained {list(names)}."
         )
     return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
-
-
-def check_input_map(input_map: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns an input map with strings as keys, or raises ArgumentTypeError."""
-    if input_map is None:
-        return {}
-    if not isinstance(input_map, dict):
-        raise errors.ArgumentTypeError(
-            f"Argument `input_map` must be a dictionary. Obtained {type(input_map).__name__}"
-        )
-    if not all(isinstance(key, (str, bytes)) for key in input_map):
-        raise errors.ArgumentTypeError(
-            f"All keys for argument `input_map` must be strings. Obtained keys: {list(input_map)}"
-        )
-    return {
-        key.decode() if isinstance(key, bytes) else key: value for key, value in input_map.items()
-    }
-
-
-def convert_input_map(
-    input_map: Mapping[str, Any], target: building.Graph, *, can_add: bool
-) -> InputMap:
-    """Returns an input map of tensors; arrays become constants in the current scope.
-
-    Args:
-        input_map: tensors, variables, arrays or operations.
-        target: the graph.
-        can_add: whether there is a scope for constants.
-
-    Raises:
-        GraphError: a tensor is of another graph, an array has no scope to be a constant in, or a
-            name is none of a tensor.
-    """
-    tensors: dict[str, Tensor] = {}
-    operations: dict[str, str] = {}
-    arrays: dict[str, Any] = {}
-    for key, value in input_map.items():
-        if isinstance(value, (Tensor, Variable, Operation)) and value.graph is not target:
-            raise errors.GraphError(f"input_map[{key!r}]: {value} belongs to another graph")
-        if key.startswith("^"):
-            operations[key[1:]] = _operation_name(key, value)
-        elif isinstance(value, Tensor):
-            tensors[_tensor_key(key)] = value
-        elif isinstance(value, Variable):
-            tensors[_tensor_key(key)] = target.get_tensor_by_name(value.snapshot_name)
-        else:
-            arrays[_tensor_key(key)] = value
-    if arrays and not can_add:
-        raise errors.GraphError(
-            "import_graph_def() requires a non-empty `name` if `input_map` contains non-Tensor "
-            "values"
-        )
-    if arrays:
-        with target.name_scope("_inputs"):
-            for key, value in arrays.items():
-                tensors[key] = _add_constant(value, target)
-    return InputMap(tensors, operations)
-
-
-def _operation_name(key: str, value: Any) -> str:
-    if isinstance(value, Operation):
-        return value.name
-    if isinstance(value, Tensor):
-        return value.node_name
-    raise errors.ArgumentTypeError(
-        f"input_map[{key!r}] must be an operation or a tensor, not {value!r}"
-    )
-
-
-def _tensor_key(name: str) -> str:
-    parsed = naming.parse_tensor_name(name)
-    if parsed.argument is not None:
-        raise errors.GraphError(f"Cannot convert {name!r} to a tensor name: it has more than 1 `:`")
-    return f"{parsed.node}:{parsed.position}"
-
-
-def _add_constant(value: Any, target: building.Graph) -> Tensor:
-    # As TensorFlow, and JAX without 64 bits: a Python number is 32 bits wide.
-    is_plain = isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool)
-    array = np.asarray(value)
-    if is_plain and array.dtype in (np.dtype("float64"), np.dtype("int64")):
-        array = array.astype(f"{array.dtype.kind}4")
-    proto = values.tensor_to_proto(array)
-    target.add_node("Const", [], {"dtype": proto.dtype, "value": proto}, "Const")
-    return Tensor(target, target.last_node_name, 0)
 
 
 def _without_unknown_defaults(
@@ -525,7 +428,7 @@ def gather_elements(
                 raise errors.GraphError(f"Requested return node {name!r} not found in graph def")
             found.append(Operation(target, imported.renaming.node(name)))
             continue
-        key = _tensor_key(name)
+        key = input_maps.tensor_key(name)
         if key in mapping.tensors:
             found.append(mapping.tensors[key])
             continue

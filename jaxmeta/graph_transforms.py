@@ -101,7 +101,8 @@ def remove_training_nodes(
     """Returns a GraphDef without nodes that inference does not need.
 
     Those are CheckNumerics, and each Identity and StopGradient that no control edge touches and
-    that no node is placed with; what they pass on is taken from where it comes.
+    that no node is placed with; what they pass on is taken from where it comes. (TensorFlow takes
+    it away where a CheckNumerics passes it on.)
 
     Args:
         input_graph: the GraphDef. As in TensorFlow, its library and versions are left out.
@@ -109,22 +110,23 @@ def remove_training_nodes(
 
     Raises:
         ArgumentTypeError: it is no GraphDef; a TypeError.
+        GraphError: nodes only pass on each other's output.
     """
     _check_graph_def(input_graph)
     protected = frozenset(protected_nodes or ())
-    removed = {
-        node.name
+    checks = {
+        node.name: node.input[0]
         for node in input_graph.node
-        if node.op in _REMOVED_OPS and node.name not in protected
+        if node.op in _REMOVED_OPS and node.name not in protected and node.input
     }
     kept = []
     for node in input_graph.node:
-        if node.name not in removed:
+        if node.name not in checks:
             copied = graph_pb2.NodeDef()
             copied.CopyFrom(node)
-            copied.input[:] = [ref for ref in node.input if ref.removeprefix("^") not in removed]
+            copied.input[:] = [ref for ref in node.input if ref[:1] != "^" or ref[1:] not in checks]
             kept.append(copied)
-    spliced = _spliced_nodes(kept, protected)
+    spliced = {**checks, **_spliced_nodes(kept, protected)}
     result = graph_pb2.GraphDef()
     for node in kept:
         if node.name not in spliced:
@@ -152,7 +154,7 @@ def _spliced_nodes(
 
 def _source(ref: str, spliced: Mapping[str, str]) -> str:
     passed: set[str] = set()
-    while (name := ref.removeprefix("^")) in spliced:
+    while (name := ref.removesuffix(":0")) in spliced:
         if name in passed:
             raise errors.GraphError(f"the nodes {sorted(passed)} take their input from each other")
         passed.add(name)

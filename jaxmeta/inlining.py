@@ -20,6 +20,7 @@ from jaxmeta._proto import graph_pb2
 
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _FUNCTION_ATTR: Final = "f"
+_LOOP_ATTR: Final = "_jax_body"  # on a call that stands for a loop: the function of one iteration
 _Nodes = Mapping[str, graph_pb2.NodeDef]
 
 
@@ -87,14 +88,16 @@ def inline_calls(target: graph.GraphBuilder, names: Iterable[str]) -> _Nodes:
     for name in names:
         node_name = name.split(":")[0]
         while node_name not in added and node_name not in nodes:
-            call = _innermost_call(target, collections.ChainMap(added, dict_view(nodes)), node_name)
+            call = _innermost_call(
+                target, collections.ChainMap(added, _as_mutable(nodes)), node_name
+            )
             if call is None:
                 break
             added.update(_inlined(target, call))
-    return collections.ChainMap(added, dict_view(nodes)) if added else nodes
+    return collections.ChainMap(added, _as_mutable(nodes)) if added else nodes
 
 
-def dict_view(nodes: _Nodes) -> Any:
+def _as_mutable(nodes: _Nodes) -> Any:
     """Returns a mapping as what `collections.ChainMap` is declared to take."""
     return nodes
 
@@ -107,18 +110,16 @@ def _find(target: graph.GraphBuilder, name: str) -> graph_pb2.NodeDef | None:
     nodes: _Nodes = target.nodes
     rest = name
     while rest not in nodes:
-        for prefix, inner in _prefixes(rest):
-            node = nodes.get(prefix)
-            if node is not None:
-                break
-        else:
+        found = next((parts for parts in _prefixes(rest) if parts[0] in nodes), None)
+        if found is None:
             return None
+        prefix, rest = found
+        node = nodes[prefix]
         function = _called_function(target, node)
         if function is None:
             _refuse_repeated_bodies(node, name)
             return None
         nodes = {node.name: node for node in function.node_def}
-        rest = inner
     return nodes[rest] if nodes is not target.nodes else None
 
 
@@ -134,6 +135,8 @@ def _called_function(
     target: graph.GraphBuilder, node: graph_pb2.NodeDef
 ) -> graph_pb2.FunctionDef | None:
     """Returns the function that a node calls once, or None."""
+    if _LOOP_ATTR in node.attr:
+        return None
     if node.op in _CALLS:
         return target.functions.get(node.attr[_FUNCTION_ATTR].func.name)
     return target.functions.get(node.op)
@@ -143,13 +146,14 @@ def _refuse_repeated_bodies(node: graph_pb2.NodeDef, name: str) -> None:
     bodies = [
         attr
         for attr, value in node.attr.items()
-        if not attr.startswith("_") and (value.HasField("func") or len(value.list.func))
+        if (value.HasField("func") or len(value.list.func))
+        and (attr == _LOOP_ATTR or not attr.startswith("_"))
     ]
     if bodies:
         raise errors.GraphError(
             f"{name!r} lies inside {node.name!r} ({node.op}), whose functions "
-            f"({', '.join(sorted(bodies))}) run any number of times: there is not one value to "
-            f"fetch or feed. Fetch what the node returns: {node.name + ':0'!r}"
+            f"({', '.join(sorted(bodies))}) run any number of times, or not at all: there is not "
+            f"one value to fetch or feed. Fetch what the node returns: {node.name + ':0'!r}"
         )
 
 

@@ -13,8 +13,11 @@ from typing import Any, Final
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
+
+from jaxmeta import dimensions
 
 Jaxpr = Any
 Eqn = Any
@@ -42,12 +45,43 @@ def jaxpr_constants(jaxpr: Jaxpr) -> list[Any]:
     return list(getattr(jaxpr, "consts", ()))
 
 
+def only_jit(jaxpr: Jaxpr) -> Jaxpr | None:
+    """Returns what an open jaxpr's only equation jits, where it is nothing but that call."""
+    eqns = jaxpr.eqns
+    if len(eqns) != 1 or eqns[0].primitive.name not in ("jit", "pjit"):
+        return None
+    (eqn,) = eqns
+    is_plain = list(eqn.outvars) == list(jaxpr.outvars) and not any(
+        isinstance(atom, jax_core.Literal) for atom in eqn.invars
+    )
+    is_placed = not all(
+        is_unspecified(s) for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
+    )
+    return eqn.params["jaxpr"] if is_plain and not is_placed else None
+
+
 def subjaxprs(eqn: Eqn) -> Iterator[Jaxpr]:
     """Yields the jaxprs among an eqn's parameters."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if is_jaxpr(item):
                 yield item
+
+
+def is_symbolic(jaxpr: Jaxpr) -> bool:
+    """Returns whether shapes or parameters in a jaxpr have symbolic dimensions."""
+    opened = open_jaxpr(jaxpr)
+    variables = [*opened.constvars, *opened.invars]
+    if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in variables):
+        return True
+    for eqn in opened.eqns:
+        if any(dimensions.is_symbolic(getattr(v.aval, "shape", ())) for v in eqn.outvars):
+            return True
+        if any(map(dimensions.is_symbolic, eqn.params.values())):
+            return True
+        if any(map(is_symbolic, subjaxprs(eqn))):
+            return True
+    return False
 
 
 def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
@@ -177,9 +211,85 @@ def is_refusal_to_differentiate(error: BaseException) -> bool:
     return type(error).__name__ == "CustomVJPException"  # which has no public name
 
 
-def abstract(value: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak."""
+def abstract(value: Any) -> Any:
+    """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak.
+
+    Where the type says more, as inside of `jax.shard_map` or on explicit axes, it is the aval.
+    """
+    aval = jax.typeof(value)
+    if is_on_mesh(aval):
+        return aval
     return jax.ShapeDtypeStruct(np.shape(value), value.dtype, weak_type=is_weak(value))
+
+
+def is_on_mesh(aval: Any) -> bool:
+    """Returns whether the type of an array says how it lies on a mesh."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    return mesh is not None and not mesh.empty
+
+
+def abstract_slice(value: Any) -> Any:
+    """Returns what `abstract` would of a slice of an array along its first axis."""
+    aval = jax.typeof(value)
+    if is_on_mesh(aval):
+        sliced = make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False), [aval])
+        return sliced.out_avals[0]
+    return jax.ShapeDtypeStruct(value.shape[1:], value.dtype, weak_type=is_weak(value))
+
+
+def without_sharding(aval: Any) -> jax.ShapeDtypeStruct:
+    """Returns an aval that says nothing about a mesh."""
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=is_weak(aval))
+
+
+def is_inside_shard_map() -> bool:
+    """Returns whether the body of a `jax.shard_map` is being traced just now."""
+    return jax.sharding.AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
+def inside_shard_map(
+    mesh: Any, axes: Sequence[str], check_vma: bool, run: Callable[[], Any]
+) -> Any:
+    """Returns what a function returns that is called where a mesh's axes are manual.
+
+    There, and only there, bodies of `jax.shard_map` can be traced.
+    """
+    found: list[Any] = []
+
+    def body() -> jax.Array:
+        found.append(run())
+        return jax.numpy.zeros(())
+
+    is_nested = is_inside_shard_map()
+    spread = jax.shard_map(
+        body,
+        mesh=None if is_nested else getattr(mesh, "abstract_mesh", mesh),
+        in_specs=(),
+        out_specs=jax.sharding.PartitionSpec(),
+        axis_names=frozenset(axes),
+        check_vma=check_vma,
+    )
+    jax.eval_shape(spread)
+    return found[0]
+
+
+def axis_size(axes: Sequence[str]) -> int:
+    """Returns on how many devices the body of a `jax.shard_map` runs along some axes."""
+    return int(np.prod([lax.axis_size(axis) for axis in axes], dtype=np.int64))
+
+
+def bind_all_to_all(
+    x: Any, axis_name: Any, split_axis: int, concat_axis: int, groups: Any, *, tiled: bool
+) -> Any:
+    """Binds ``all_to_all``; `lax.all_to_all` would reshape what is not tiled once more."""
+    return lax.all_to_all_p.bind(
+        x,
+        axis_name=axis_name,
+        split_axis=split_axis,
+        concat_axis=concat_axis,
+        axis_index_groups=groups and tuple(map(tuple, groups)),
+        tiled=tiled,
+    )
 
 
 def is_weak(value: Any) -> bool:

@@ -43,6 +43,13 @@ def copy_scoped_meta_graph(
     Raises:
         GraphError: the scopes and the graphs are the same, or nodes have inputs from outside; a
             ValueError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> g = building.Graph()
+        >>> w = g.variables({"w": jnp.ones(3)}, name="a")
+        >>> copy_scoped_meta_graph("a", "b", g, g)
+        {'w:0': <jaxmeta.Variable 'b/w:0' shape=(3,) dtype=float32>}
     """
     source = from_graph if from_graph is not None else building.get_default_graph()
     target = to_graph if to_graph is not None else building.get_default_graph()
@@ -51,5 +58,14 @@ def copy_scoped_meta_graph(
             "'from_scope' and 'to_scope' need to be different when performing copy in the same "
             f"graph. Received: 'from_scope': {from_scope}, 'to_scope': {to_scope}."
         )
-    copied, _ = export_scoped_meta_graph(export_scope=from_scope, graph=source)
-    return import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
+    copied, originals = export_scoped_meta_graph(export_scope=from_scope, graph=source)
+    variables = import_scoped_meta_graph(copied, graph=target, import_scope=to_scope)
+    # Arrays that functions closed over are in no MetaGraphDef.
+    for held, holding in (
+        (source.constants, target.constants),
+        (source.captured, target.captured),
+    ):
+        for name, variable in variables.items():
+            if originals[name].op_name in held:
+                holding[variable.op_name] = held[originals[name].op_name]
+    return variables

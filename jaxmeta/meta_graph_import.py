@@ -13,6 +13,7 @@ from jaxmeta import (
     collection_defs,
     errors,
     graph_def_import,
+    input_maps,
     meta_graph_file,
     renaming,
     signature_defs,
@@ -20,7 +21,8 @@ from jaxmeta import (
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.collection_registry import GraphKeys
 from jaxmeta.graph import Operation, Tensor, Variable
-from jaxmeta.graph_def_import import Imported, InputMap
+from jaxmeta.graph_def_import import Imported
+from jaxmeta.input_maps import InputMap
 from jaxmeta.pausing import paused_gc
 
 UNBOUND_INPUTS: Final = "unbound_inputs"
@@ -166,12 +168,14 @@ def add_meta_graph(
         meta_graph = meta_graph_file.read_meta_graph_file(source)
     meta_graph_file.check_format_version(source, meta_graph)
     wanted = graph_def_import.check_return_elements(return_elements)
-    given = graph_def_import.check_input_map(input_map)
+    given = input_maps.check_input_map(input_map)
     _check_unbound_inputs(source, meta_graph, given, unbound_inputs_col_name)
+    if import_scope is not None and not isinstance(import_scope, str):
+        raise errors.ArgumentTypeError(f"import_scope must be a string, not {import_scope!r}")
     scope_name = import_scope or target.unique_name("", mark=False)
     is_first = not target.variable_names and target.saver_def is None
     with paused_gc(), target.as_default(), target.name_scope(scope_name) as scope:
-        mapping = graph_def_import.convert_input_map(given, target, can_add=bool(scope_name))
+        mapping = input_maps.convert_input_map(given, target, can_add=bool(scope_name))
         imported = graph_def_import.add_graph_def(
             source,
             meta_graph.graph_def,

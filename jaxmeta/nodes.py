@@ -14,6 +14,8 @@ from jaxmeta._proto import graph_pb2
 
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
+DIMS_ATTR: Final = "_jax_dims"  # on a placeholder: its sizes as text, where some are symbolic
+DIMENSION_ATTR: Final = "_jax_dimension"  # on a function's argument: which dimension's size it is
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,7 +96,8 @@ class NodeContainer:
             op: a name in TensorFlow's registry, or of a function of the library.
             inputs: an `Edge` for each input argument, a list of them for a list argument.
             attrs: the attrs that no input restates, and any ``_jax_*`` ones.
-            name: the wanted name, made unique; the op's name where None.
+            name: the wanted name, made unique; the op's name where None. One that ends in a slash
+                is the name of a scope, which the node takes as it is.
             control_inputs: names of nodes that must run before.
 
         Raises:
@@ -103,7 +106,7 @@ class NodeContainer:
         """
         function = self._library.get(op)
         layout = _lay_out(function.signature) if function is not None else _LAYOUTS[op]
-        node = graph_pb2.NodeDef(name=self._names.unique(name or op), op=op)
+        node = graph_pb2.NodeDef(name=self._node_name(name or op), op=op)
         self._fill_inputs(node, layout, inputs)
         for attr_name, value in attrs.items():
             kind = layout.attr_kinds.get(attr_name)
@@ -120,6 +123,15 @@ class NodeContainer:
         if layout.single_output:
             return [Edge(self._output_ref(node.name, layout.single_output, 0, 0), numbers[0])]
         return self._outputs(node, layout, numbers)
+
+    def _node_name(self, wanted: str) -> str:
+        if not wanted.endswith("/"):
+            return self._names.unique(wanted)
+        name = wanted[:-1]
+        if name in self._nodes:
+            raise errors.GraphError(f"the scope {name!r} has a node of its name already")
+        self._names.mark(name)
+        return name
 
     def _fill_inputs(
         self, node: graph_pb2.NodeDef, layout: _OpLayout, inputs: Sequence[Any]
@@ -171,16 +183,21 @@ class FunctionBody(NodeContainer):
         self.function.signature.name = name
 
     def add_argument(
-        self, name: str, number: int, shape: values.Shape | None, key_impl: str = ""
+        self,
+        name: str,
+        number: int,
+        shape: values.Shape | None,
+        key_impl: str = "",
+        dimension: str = "",
     ) -> Edge:
         """Adds an argument and returns it as an edge."""
         name = self._names.unique(naming.clean_name(name.replace("/", "_")) or "arg")
         argument = self.function.signature.input_arg.add(name=name)
         argument.type = number  # type: ignore[assignment]
-        if key_impl:
-            index = len(self.function.signature.input_arg) - 1
-            attrs = self.function.arg_attr[index].attr
-            values.write_attr(attrs[KEY_IMPL_ATTR], key_impl)
+        for attr, value in ((KEY_IMPL_ATTR, key_impl), (DIMENSION_ATTR, dimension)):
+            if value:
+                index = len(self.function.signature.input_arg) - 1
+                values.write_attr(self.function.arg_attr[index].attr[attr], value)
         return Edge(name, number, shape)
 
     def finish(self, outputs: Sequence[Edge]) -> graph_pb2.FunctionDef:

@@ -171,6 +171,8 @@ def run_steps(steps: Sequence[Step], env: list[Any], state: State | None) -> Non
 def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
     """Turns the inputs that must be known while tracing into numpy arrays."""
     for index in kernel.static:
+        if index >= len(inputs):
+            continue  # an input that is optional
         value = inputs[index]
         if isinstance(value, np.ndarray):
             continue

@@ -9,6 +9,7 @@ from typing import Any, Final
 import jax
 
 from jaxmeta import (
+    arguments,
     building,
     dtypes,
     errors,
@@ -17,6 +18,7 @@ from jaxmeta import (
     jaxprs,
     nodes,
     pausing,
+    sharded_functions,
     shardings,
     signature_nodes,
     specs,
@@ -25,7 +27,6 @@ from jaxmeta import (
 from jaxmeta.graph import Signature, Variable
 
 _WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
-_ADVICE: Final = "Pass what the signature was traced with; `jaxmeta show` lists it."
 
 
 def build_function(
@@ -58,6 +59,7 @@ class _Entry:
         self._variables = {name: target.variable(name) for name in target.variable_names}
         self._structure = trees.structure(signature.arguments)
         self._key_impls = [self._key_impl(leaf) for leaf in self._leaves]
+        self._arguments = list(map(self._argument, self._leaves, self._key_impls))
         self._placeholders = [leaf.name for leaf in self._leaves if ":" in leaf.name]
         self._plan: executor.Plan | None = None
 
@@ -80,7 +82,7 @@ class _Entry:
         ins, outs = self._shardings()
         if not (any(ins) or any(outs)):
             return jax.jit(fn, **self._donation())
-        return _ShardedFunction(
+        return sharded_functions.ShardedFunction(
             fn,
             self._donation(),
             ins,
@@ -115,7 +117,7 @@ class _Entry:
         given, structure = jax.tree.flatten((args, kwargs))
         if structure != self._structure:
             self._check_structure((args, kwargs))
-        self._check_leaves(given)
+        arguments.check(self._signature.name, self._arguments, self._signature.constraints, given)
         feeds, state = [], dict(self._graph.constants)
         for leaf, impl, value in zip(self._leaves, self._key_impls, given, strict=True):
             physical = jax.random.key_data(value) if impl else value
@@ -182,20 +184,17 @@ class _Entry:
         unknown = [f"not expected: {path}" for path in found if path not in set(expected)]
         bad = [*missing, *unknown] or ["the same leaves, in another order"]
         headline = f"signature {self._signature.name!r} was given other arguments:"
-        raise errors.FeedError(errors.list_offenders(headline, bad, _ADVICE))
+        raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
 
-    def _check_leaves(self, given: Sequence[Any]) -> None:
-        """Raises FeedError where shapes or dtypes are not the signature's; lists all."""
-        bad = []
-        for leaf, impl, value in zip(self._leaves, self._key_impls, given, strict=True):
-            spec = specs.logical_spec(leaf.shape, dtypes.dtype_from_number(leaf.number), impl)
-            aval = jax.typeof(value)
-            if tuple(aval.shape) != tuple(spec.shape) or aval.dtype != spec.dtype:
-                found = f"{aval.dtype}{list(aval.shape)}"
-                bad.append(f"{leaf.name}: expected {spec.dtype}{list(spec.shape)}, got {found}")
-        if bad:
-            headline = f"signature {self._signature.name!r} was given other arrays:"
-            raise errors.FeedError(errors.list_offenders(headline, bad, _ADVICE))
+    def _argument(self, leaf: trees.Leaf, impl: str) -> arguments.Argument:
+        """Returns what is expected of a leaf, as the program sees it."""
+        shape: Any
+        if ":" in leaf.name:
+            shape = signature_nodes.sizes_as_text(self._graph.node(leaf.name.split(":")[0]), leaf)
+        else:
+            shape = tuple(map(str, leaf.shape))
+        spec = specs.logical_spec(shape, dtypes.dtype_from_number(leaf.number), impl)
+        return arguments.Argument(leaf.name, spec.dtype, spec.shape)
 
 
 def _updated_leaves(signature: Signature) -> dict[str, str]:
@@ -206,60 +205,6 @@ def _updated_leaves(signature: Signature) -> dict[str, str]:
         targets = trees.leaves(signature_nodes.argument_tree(signature.arguments, argument))
         pairs.update((s.name, t.name) for s, t in zip(sources, targets, strict=True))
     return pairs
-
-
-class _ShardedFunction:
-    """A function under `jax.jit` with a sharding for each array, of whatever trees it is given.
-
-    The shardings that jit takes are trees of the arguments' own classes, which are known only when
-    the arguments are there; each kind of arguments has a jitted function of its own.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        options: Mapping[str, Any],
-        ins: Sequence[Any],
-        out_tree: Callable[[Sequence[Any]], Any],
-    ) -> None:
-        self._fn = fn
-        self._options = options
-        self._ins = ins
-        self._out_tree = out_tree
-        self._jitted: dict[Any, Any] = {}
-        self.__name__ = self.__qualname__ = fn.__name__
-        self.__doc__ = fn.__doc__
-
-    def _for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        structure = jax.tree.structure((tuple(args), dict(kwargs)))
-        if structure not in self._jitted:
-            options = dict(self._options)
-            if (
-                any(self._ins)
-                and not kwargs
-                and len(jax.tree.leaves((args, kwargs))) == len(self._ins)
-            ):
-                options["in_shardings"], _ = jax.tree.unflatten(structure, self._ins)
-            outs = self._out_tree(args)
-            if outs is not None:
-                options["out_shardings"] = outs
-            self._jitted[structure] = jax.jit(self._fn, **options)
-        return self._jitted[structure]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._for(args, kwargs)(*args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the function lowered for arguments, as of `jax.jit`."""
-        return self._for(args, kwargs).lower(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the function traced for arguments, as of `jax.jit`."""
-        return self._for(args, kwargs).trace(*args, **kwargs)
-
-    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns shapes and dtypes of the results, as of `jax.jit`."""
-        return self._for(args, kwargs).eval_shape(*args, **kwargs)
 
 
 def _paths(tree: Any) -> list[str]:
@@ -339,6 +284,23 @@ class Program:
         """
         recorded = recorded_mesh(self.graph)
         return None if recorded is None else self.placement.mesh(recorded)
+
+    def input_shardings(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns how what an entry point takes was spread, on the mesh at hand.
+
+        Its (args, kwargs), as trees of `jax.sharding.NamedSharding`, or None where an array was on
+        one device or there is no mesh: ``jax.device_put(batch, run.input_shardings("step")[0][1])``
+        spreads a batch as at first.
+        """
+        signature = self.graph.signatures[name]
+        found = []
+        for index, leaf in enumerate(trees.leaves(signature.arguments)):
+            recorded = signature.in_shardings[index] if signature.in_shardings else None
+            node = self.graph.node(leaf.name.split(":")[0])
+            own = self.placement.sharding(recorded or shardings.sharding_from_attrs(node.attr))
+            found.append(self.placement.overrides.get(leaf.name, own))
+        args, kwargs = trees.build(signature.arguments, iter(found))
+        return args, kwargs
 
     @property
     def state(self) -> Any:

@@ -80,6 +80,11 @@ class Renaming:
     Attributes:
         scope: what all names are put into, without a trailing slash; empty for none.
         unique: the whole new name of each node whose name was taken, by its old one.
+
+    Example:
+        >>> rename = Renaming("a", {"w": "a/w_1"})
+        >>> rename("^w"), rename("x:1"), rename("loc:@w")
+        ('^a/w_1', 'a/x:1', 'loc:@a/w_1')
     """
 
     scope: str

@@ -73,6 +73,7 @@ class _Part:
         is_host: where they run.
         steps: in order.
         inputs: for a device part, the places of what it takes from other parts.
+        static: those of them that must be known while tracing.
         outputs: for a device part, the places of what others take from it.
         compiled: for a device part, its functions by what they are given.
     """
@@ -80,6 +81,7 @@ class _Part:
     is_host: bool
     steps: list[plans.Step]
     inputs: list[int] = dataclasses.field(default_factory=list)
+    static: set[int] = dataclasses.field(default_factory=set)
     outputs: list[int] = dataclasses.field(default_factory=list)
     compiled: dict[Any, tuple[compiling.Compiled, dict[int, Any]]] = dataclasses.field(
         default_factory=dict
@@ -122,23 +124,37 @@ class SegmentedPlan:
             if part.is_host:
                 plans.run_steps(part.steps, env, state)  # type: ignore[arg-type]
             else:
-                _run_on_device(part, env, state, store, is_last=index == last)
+                _run_on_device(part, self._plan, env, state, store, is_last=index == last)
         if state.changes:
             store.adopt(state.changes)
         return self._plan.read_results(env, state)  # type: ignore[arg-type]
 
 
 def _run_on_device(
-    part: _Part, env: list[Any], state: HostState, store: VariableStore, *, is_last: bool
+    part: _Part,
+    plan: plans.Plan,
+    env: list[Any],
+    state: HostState,
+    store: VariableStore,
+    *,
+    is_last: bool,
 ) -> None:
-    given = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    arrays = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    given = {place: value for place, value in arrays.items() if place not in part.static}
     values = list(given.values())
-    key = tuple((place, value.shape, value.dtype) for place, value in given.items())
+    key = (
+        tuple((place, value.shape, value.dtype) for place, value in given.items()),
+        tuple(np.asarray(arrays[place]).tobytes() for place in sorted(part.static & set(arrays))),
+    )
     with store.lock:
         known = state.values
         found = part.compiled.get(key)
         if found is None or not found[0].fits(known):
-            found = part.compiled[key] = _compile(part, env, list(given), known, donates=is_last)
+            before = plan.initial.copy()
+            for place in part.inputs:
+                before[place] = None if place in given else env[place]
+            found = _compile(part, before, given, known, donates=is_last)
+            part.compiled[key] = found
         compiled, constants = found
         changes = state.changes
         taken = iter(store.take([n for n in compiled.written if n not in changes]))
@@ -148,16 +164,20 @@ def _run_on_device(
         if is_last and changes:
             store.adopt(changes)
             changes.clear()
-    arrays = iter(results)
+    computed = iter(results)
     for place in part.outputs:
-        env[place] = constants[place] if place in constants else next(arrays)
+        env[place] = constants[place] if place in constants else next(computed)
 
 
 def _compile(
-    part: _Part, env: list[Any], given: Sequence[int], known: Mapping[str, Any], *, donates: bool
+    part: _Part,
+    before: list[Any],
+    given: Mapping[int, Any],
+    known: Mapping[str, Any],
+    *,
+    donates: bool,
 ) -> tuple[compiling.Compiled, dict[int, Any]]:
     """Returns the function of a device part, and those outputs that are no arrays."""
-    before = list(env)
     constants: dict[int, Any] = {}
 
     def body(values: Sequence[Any], state: plans.State) -> list[Any]:
@@ -169,8 +189,8 @@ def _compile(
         constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
-    values = [env[place] for place in given]
-    return compiling.compile_body(body, known, values, donates=donates), constants
+    compiled = compiling.compile_body(body, known, list(given.values()), donates=donates)
+    return compiled, constants
 
 
 def _is_array(value: Any) -> bool:
@@ -201,13 +221,19 @@ def _split(
     for level, part in parts.items():
         for step in part.steps:
             wanted.update(p for p in step[1] if level_of_place.get(p, level) != level)
-    for level, part in parts.items():
+    for part in parts.values():
         if not part.is_host:
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
-            part.inputs = sorted(used - own)
+            part.inputs = sorted(p for p in used - own if plan.initial[p] is None)
+            part.static = {p for step in part.steps for p in _static_inputs(step)} - own
             part.outputs = sorted(own & wanted)
     return [parts[level] for level in sorted(parts)]
+
+
+def _static_inputs(step: plans.Step) -> list[int]:
+    """Returns the places of the inputs that must be known while tracing."""
+    return [step[1][index] for index in step[4].static if index < len(step[1])]
 
 
 def _outputs(step: plans.Step) -> Sequence[int]:
@@ -232,7 +258,7 @@ class _Levels:
         )
 
     def place(self, step: plans.Step) -> tuple[int, bool]:
-        """Returns the number of the part of a step whose inputs were placed, and whether on host."""
+        """Returns the number of a step's part, and whether it is on the host; in order only."""
         node = step[5]
         numbers = self._numbers(node)
         is_host = (

@@ -25,7 +25,7 @@ from jaxmeta import (
     program,
     segments,
 )
-from jaxmeta.graph import Tensor
+from jaxmeta.graph import Tensor, Variable
 from jaxmeta.queue_resources import Resources
 from jaxmeta.variable_store import VariableStore
 
@@ -87,8 +87,8 @@ class Session:
         config: Any = None,
     ) -> None:
         if isinstance(target, building.Graph) and graph is None:
-            target, graph = "", target
-        if target:
+            graph = target
+        elif target:
             raise errors.SessionError(
                 f"there is no other machine to run on: the target must be empty, not {target!r}; "
                 "use jax.distributed and shardings"
@@ -272,7 +272,7 @@ class Session:
 
     def _as_array(self, name: str, value: Any) -> Any:
         """Returns a fed number or list as an array of the tensor's dtype."""
-        if isinstance(value, (fetches.Tensor, fetches.Variable)):
+        if isinstance(value, (Tensor, Variable)):
             raise errors.FeedTypeError(
                 f"{name}: the value of a feed cannot be {value!r}; run it first, and feed what "
                 "that returns"
@@ -299,7 +299,9 @@ class Session:
             if getattr(part, "graph", self.graph) is not self.graph:
                 raise errors.GraphError(f"{part!r} is not an element of the session's graph")
         names = tuple(fetches.fetch_name(leaf) for leaf in leaves)
-        feeds = tuple(self._resolve_feed(fetches.fetch_name(feed)) for feed in keys)
+        feeds = self._resolve_feeds([fetches.fetch_name(feed) for feed in keys])
+        if len(set(feeds)) != len(feeds):
+            raise errors.FeedError(f"the feeds name a tensor twice: {sorted(feeds)}")
         is_list = type(asked) is list and len(asked) == len(leaves)
         is_list = is_list and not any(isinstance(item, (list, tuple, Mapping)) for item in asked)
         prepared = _Prepared(names, rebuild, is_list, feeds)
@@ -369,17 +371,26 @@ class Session:
             return target.variable(node).snapshot_name
         return self._tensor(name).name
 
-    def _resolve_feed(self, name: str) -> str:
-        """Returns the name of the tensor that a feed replaces."""
-        node = name.split(":")[0]
-        if ":" in name and node in self.graph.variable_names:
-            return self.graph.variable(node).snapshot_name
-        try:
-            return self._tensor(name).name
-        except errors.GraphError as error:
-            raise errors.FeedTypeError(
-                errors.list_offenders("these feeds do not fit:", [str(error)])
-            ) from None
+    def _resolve_feeds(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Returns the names of the tensors that feeds replace.
+
+        Raises:
+            FeedTypeError: some are no tensors, for which TensorFlow raises TypeError; lists all.
+        """
+        resolved, bad = [], []
+        for name in names:
+            node = name.split(":")[0]
+            try:
+                if ":" in name and node in self.graph.variable_names:
+                    variable = self.graph.variable(node)
+                    # All that reads a reference reads what is fed; of a resource, only this node.
+                    name = variable.snapshot_name if variable.is_resource else variable.name
+                resolved.append(self._tensor(name).name)
+            except errors.GraphError as error:
+                bad.append(str(error))
+        if bad:
+            raise errors.FeedTypeError(errors.list_offenders("these feeds do not fit:", bad))
+        return tuple(resolved)
 
     def _tensor(self, name: str) -> Tensor | inlining.InnerTensor:
         """Returns a tensor of the graph, or of a function that it calls."""

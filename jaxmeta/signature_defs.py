@@ -15,16 +15,14 @@ from jaxmeta.graph import Signature
 
 TREE_PREFIX: Final = "jaxmeta/variables/"
 _METHOD_PREFIX: Final = "jaxmeta/"
-_TRAIN_OP_ATTR: Final = "_jax_train_op"
-_FACTS: Final = ("function_name", "donated", "updates", "train_op", "result_key_impls")
-
-
-def rename_tree(tree: trees.Tree, rename: renaming.Rename) -> trees.Tree:
-    """Returns a record whose leaves have other names."""
-    if isinstance(tree, trees.Leaf):
-        return dataclasses.replace(tree, name=rename(tree.name))
-    children = tuple(rename_tree(child, rename) for child in tree.children)
-    return dataclasses.replace(tree, children=children)
+_FACTS: Final = (
+    "function_name",
+    "donated",
+    "updates",
+    "train_op",
+    "result_key_impls",
+    "dim_constraints",
+)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -60,24 +58,14 @@ def entries_in_scope(
     signatures = {}
     for name, signature in target.signatures.items():
         if is_whole(signature.arguments) and is_whole(signature.results):
-            signatures[rename(name)] = _rename_signature(signature, rename(name), rename)
+            signatures[rename(name)] = signature.renamed(rename(name), rename)
     scope = export_scope.removesuffix("/")
     states = {
-        "" if name == scope else rename(name): rename_tree(tree, rename)
+        "" if name == scope else rename(name): trees.rename_leaves(tree, rename)
         for name, tree in target.state_trees.items()
         if is_whole(tree)
     }
     return Entries(signatures, states)
-
-
-def _rename_signature(signature: Signature, name: str, rename: renaming.Rename) -> Signature:
-    return dataclasses.replace(
-        signature,
-        name=name,
-        arguments=rename_tree(signature.arguments, rename),
-        results=rename_tree(signature.results, rename),
-        train_op=rename(signature.train_op) if signature.train_op else "",
-    )
 
 
 def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> None:
@@ -97,13 +85,12 @@ def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> 
 
 def write_attrs(node: graph_pb2.NodeDef, entries: Entries, name: str) -> None:
     """Gives the copied node of a call what its renamed signature says; or takes that off it."""
+    for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
+        node.attr.pop(attr, None)
     signature = entries.signatures.get(name)
-    if signature is None:
-        for attr in (signature_nodes.SIGNATURE_ATTR, *(f"_jax_{fact}" for fact in _FACTS)):
-            node.attr.pop(attr, None)
-        return
-    for attr, value in signature_nodes.signature_attrs(signature).items():
-        values.write_attr(node.attr[attr], value)
+    if signature is not None:
+        for attr, value in signature_nodes.signature_attrs(signature).items():
+            values.write_attr(node.attr[attr], value)
 
 
 def _write_signature_def(proto: meta_graph_pb2.SignatureDef, signature: Signature) -> None:
@@ -167,7 +154,7 @@ class EntryReader:
         calls = {
             node.attr[signature_nodes.SIGNATURE_ATTR].s.decode(errors="replace"): node
             for node in added.values()
-            if node.op == "PartitionedCall" and signature_nodes.SIGNATURE_ATTR in node.attr
+            if signature_nodes.SIGNATURE_ATTR in node.attr
         }
         for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
             if name.startswith(TREE_PREFIX):
@@ -181,7 +168,7 @@ class EntryReader:
 
     def _read_state(self, name: str, concrete: meta_graph_pb2.SavedConcreteFunction) -> None:
         tree = trees.tree_from_proto(concrete.output_signature)
-        tree = rename_tree(tree, self._rename)
+        tree = trees.rename_leaves(tree, self._rename)
         known = self._graph.variable_names
         unknown = [leaf.name for leaf in trees.leaves(tree) if leaf.name not in known]
         if unknown:
@@ -204,12 +191,13 @@ class EntryReader:
         if not self._rename.is_identity:
             scoped = "/".join(filter(None, [self._rename.scope, name]))
             new_name = _unused_name(scoped, self._graph.signatures)
-            signature = _rename_signature(signature, new_name, self._rename)
+            signature = signature.renamed(new_name, self._rename)
             write_attrs(node, Entries({new_name: signature}, {}), new_name)
         elif name in self._graph.signatures:
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         _check_signature(signature, self._graph)
         self._graph.signatures[signature.name] = signature
+        self._graph.record_result_shapes(signature.results)
 
 
 def _unused_name(name: str, taken: Mapping[str, Any]) -> str:
@@ -240,6 +228,7 @@ def _signature_from_proto(
             updates=tuple(zip(updates[::2], updates[1::2], strict=True)),
             train_op=facts.get("train_op", b"").decode(),
             result_key_impls=tuple(impl.decode() for impl in facts.get("result_key_impls", ())),
+            constraints=tuple(text.decode() for text in facts.get("dim_constraints", ())),
             in_shardings=in_shardings,
             out_shardings=out_shardings,
         )
@@ -260,6 +249,14 @@ def _check_signature(signature: Signature, target: graph.GraphBuilder) -> None:
     for side, wanted in ((signature.in_shardings, count), (signature.out_shardings, num_results)):
         if side and len(side) != wanted:
             bad.append(f"{len(side)} shardings for {wanted} arrays")
+    if signature.train_op and signature.train_op not in target.nodes:
+        bad.append(signature.train_op)
+    for result, argument in signature.updates:
+        try:
+            signature_nodes.result_subtree(signature.results, result)
+            signature_nodes.argument_tree(signature.arguments, argument)
+        except errors.GraphError as error:
+            bad.append(str(error))
     if bad:
         headline = f"signature {signature.name!r} refers to what is not in the graph:"
         raise errors.FormatError(errors.list_offenders(headline, bad))

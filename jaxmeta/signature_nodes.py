@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 
 from jaxmeta import (
+    dimensions,
+    discharging,
     dtypes,
     errors,
     graph,
@@ -22,6 +25,7 @@ from jaxmeta import (
     trees,
     values,
 )
+from jaxmeta._proto import graph_pb2
 from jaxmeta.graph import Signature, Tensor, Variable
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _definition
@@ -42,10 +46,12 @@ class SignatureNodes:
         name: str,
         fn: Callable[..., Any],
         flat: Sequence[tuple[Any, Any]],
+        carries: Sequence[str] = (),
     ) -> None:
         self._graph = target
         self._name = name
         self._flat = flat
+        self._carries = carries
         self._leaf_names = _argument_names(fn, [path for path, _ in flat])
         self._tensors: list[str] = []
         self.call_name = name
@@ -53,11 +59,12 @@ class SignatureNodes:
     def add_call(self, traced: Any) -> list[Edge]:
         """Adds the function, its inputs and the node that calls it; returns its outputs."""
         target = self._graph
-        constants = jaxprs.jaxpr_constants(traced.jaxpr)
-        tracing = trace.Tracing.into(target)
+        jaxpr = discharging.without_refs(traced.jaxpr)
+        constants = jaxprs.jaxpr_constants(jaxpr)
+        tracing = trace.Tracing.into(target, self._carries)
         specs = [_edge_spec(value) for value in constants]
         function = trace.lower_function(
-            tracing, traced.jaxpr, self._name, self._leaf_names, constants=specs
+            tracing, jaxpr, self._name, self._leaf_names, constants=specs
         )
         tracing.commit(self._name)
         # Only now, so that a trace that fails leaves the graph as it was.
@@ -130,6 +137,8 @@ class SignatureNodes:
         attrs: dict[str, Any] = {"dtype": np.dtype(aval.dtype), "shape": aval.shape}
         if impl:
             attrs[nodes.KEY_IMPL_ATTR] = impl
+        if dimensions.is_symbolic(aval.shape):
+            attrs[nodes.DIMS_ATTR] = list(map(str, aval.shape))
         if sharding is not None:
             attrs.update(shardings.sharding_to_attrs(sharding))
         known = target.nodes.get(name)
@@ -138,7 +147,7 @@ class SignatureNodes:
             known is not None
             and known.op == "Placeholder"
             and known.attr["dtype"].type == number
-            and values.shape_from_proto(known.attr["shape"].shape) == tuple(aval.shape)
+            and sizes_as_text(known) == tuple(map(str, aval.shape))
             and f"{name}:0" not in self._tensors
         ):
             return Edge(name, number, tuple(aval.shape))
@@ -167,6 +176,7 @@ class SignatureNodes:
             lambda _, leaf: specs.physical_leaf(f"{self.call_name}:{next(results)}", leaf),
         )
         impls = tuple(specs.physical(leaf)[0] for leaf in jax.tree.leaves(traced.out_info))
+        self._graph.record_result_shapes(result_tree)
         train_op = self._add_updates(by_leaf, result_tree, updates) if updates else ""
         return Signature(
             name=self._name,
@@ -177,6 +187,7 @@ class SignatureNodes:
             updates=tuple(sorted(updates.items())),
             train_op=train_op,
             result_key_impls=impls if any(impls) else (),
+            constraints=dimensions.constraints(_sizes_of(traced.in_avals)),
             in_shardings=ins if any(ins) else (),
             out_shardings=outs if any(outs) else (),
         )
@@ -202,6 +213,27 @@ class SignatureNodes:
         train_op = target.last_node_name
         target.add_to_collection(TRAIN_OP, target.get_operation_by_name(train_op))
         return train_op
+
+
+def sizes_as_text(node: graph_pb2.NodeDef, leaf: trees.Leaf | None = None) -> tuple[str, ...]:
+    """Returns the shape of a placeholder, each size as text.
+
+    What is unknown has a name of its own.
+
+    Args:
+        node: the placeholder, or another node.
+        leaf: the record of its tensor, which has the shape where the node has none.
+    """
+    if nodes.DIMS_ATTR in node.attr:
+        return tuple(size.decode() for size in node.attr[nodes.DIMS_ATTR].list.s)
+    shape = leaf.shape if leaf is not None else None
+    if shape is None and "shape" in node.attr:
+        shape = values.shape_from_proto(node.attr["shape"].shape)
+    stem = re.sub(r"\W", "_", node.name)
+    return tuple(
+        f"unknown_{stem}_{axis}" if size is None else str(size)
+        for axis, size in enumerate(shape or ())
+    )
 
 
 def argument_tree(arguments: trees.Tree, index: int) -> trees.Tree:
@@ -279,6 +311,8 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
         attrs["_jax_train_op"] = signature.train_op
     if signature.result_key_impls:
         attrs["_jax_result_key_impls"] = signature.result_key_impls
+    if signature.constraints:
+        attrs["_jax_dim_constraints"] = signature.constraints
     attrs.update(shardings.signature_to_attrs(signature.in_shardings, signature.out_shardings))
     return attrs
 
@@ -303,19 +337,43 @@ def leaf_spec(leaf: Any) -> Any:
     return leaf
 
 
-def refuse_symbolic_dimensions(name: str, specs: Any) -> None:
-    """Raises GraphError where a dimension is not a number; all are listed."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(specs)
-    bad = [
-        f"{jax.tree_util.keystr(path)}: {leaf.shape}"
-        for path, leaf in flat
-        if any(not isinstance(size, (int, np.integer)) for size in getattr(leaf, "shape", ()))
-    ]
-    if bad:
-        headline = f"signature {name!r}: symbolic dimensions cannot be traced into a graph yet:"
-        raise errors.GraphError(
-            errors.list_offenders(headline, bad, "Give each dimension as a number.")
+def symbolize(arguments: Any) -> Any:
+    """Returns arguments in which each size that is a string is a symbolic dimension.
+
+    Raises:
+        GraphError: a string is no expression of dimensions.
+    """
+    leaves, treedef = jax.tree.flatten(arguments, is_leaf=is_handle)
+    places = [i for i, leaf in enumerate(leaves) if _has_names(leaf)]
+    if not places:
+        return arguments
+    symbolic = [leaf.shape for leaf in leaves if not is_handle(leaf) and hasattr(leaf, "shape")]
+    shapes = iter(dimensions.symbolize([*(leaves[i].shape for i in places), *symbolic]))
+    for place, shape in zip(places, shapes, strict=False):
+        leaf = leaves[place]
+        is_weak = jaxprs.is_weak(leaf)
+        leaves[place] = jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=is_weak)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _has_names(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct) and any(isinstance(s, str) for s in leaf.shape)
+
+
+def explain_symbolic_failure(error: Exception, name: str, leaf_specs: Any) -> None:
+    """Adds to an error of JAX's that a signature was traced with symbolic dimensions."""
+    names = dimensions.names_of(_sizes_of(leaf_specs))
+    if names:
+        error.add_note(
+            f"while tracing signature {name!r} with the symbolic dimensions {', '.join(names)}: "
+            "JAX has to know more of them here. Constraints tell it more, as in "
+            "jax.export.symbolic_shape('batch', constraints=['batch >= 8']); or give the size as "
+            "a number."
         )
+
+
+def _sizes_of(tree: Any) -> list[Any]:
+    return [size for leaf in jax.tree.leaves(tree) for size in getattr(leaf, "shape", ())]
 
 
 def check_updates_exist(name: str, updates: Mapping[int, int], num_args: int) -> None:

@@ -8,22 +8,34 @@ name and parameters, so that reading takes the primitive itself back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, graph, jaxprs, naming, nodes, values
+from jaxmeta import (
+    dimension_nodes,
+    dimensions,
+    dtypes,
+    errors,
+    graph,
+    jaxprs,
+    naming,
+    nodes,
+    values,
+)
 from jaxmeta._proto import graph_pb2
 from jaxmeta.nodes import Edge
-from jaxmeta.ops import _definition, _not_lowered
+from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
 
 _ADVICE: Final = (
     "Replace them in the traced function; the primitives that have a node form are listed in "
     "docs/ops.md."
 )
+# XLA sees through the sizes that a loop or branch is given, as it does through those of a call.
+_PROPAGATE_CONSTANTS_ATTR: Final = "_xla_propagate_compile_time_consts"
 _NO_TYPE: Final = 0  # TensorFlow's DT_INVALID: of what an eqn without a node form returns
 # Refuses to expand a custom derivative rule that expands itself under ever new names.
 _MAX_FUNCTION_DEPTH: Final = 200
@@ -43,22 +55,43 @@ class Tracing:
     target: graph.GraphBuilder
     library: dict[str, graph_pb2.FunctionDef]
     staged: list[graph_pb2.FunctionDef] = dataclasses.field(default_factory=list)
-    names_by_jaxpr: dict[int, str] = dataclasses.field(default_factory=dict)
+    names_by_jaxpr: dict[tuple[int, bool, bool], str] = dataclasses.field(default_factory=dict)
     names_by_key: dict[Any, str] = dataclasses.field(default_factory=dict)
     kept_alive: list[Any] = dataclasses.field(default_factory=list)
     offenders: dict[str, None] = dataclasses.field(default_factory=dict)
     active_rules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
     depth: int = 0
+    dimensions: tuple[str, ...] = ()
+    """The symbolic dimensions of the entry point."""
+    sized: set[str] = dataclasses.field(default_factory=set)
+    """The functions that take the sizes of all of them."""
+    is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
+    carries: tuple[str, ...] = ()
 
     @classmethod
-    def into(cls, target: graph.GraphBuilder) -> Tracing:
-        """Returns a new trace whose functions will be added to a graph."""
-        return cls(target, dict(target.functions))
+    def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:
+        """Returns a new trace whose functions will be added to a graph.
+
+        Args:
+            target: the graph.
+            carries: for which platforms an eqn without a node form is carried as a module.
+        """
+        return cls(target, dict(target.functions), carries=tuple(carries))
 
     def stage(self, function: graph_pb2.FunctionDef) -> None:
         """Makes a function known to the bodies of this trace."""
         self.library[function.signature.name] = function
         self.staged.append(function)
+
+    def is_symbolic(self, jaxpr: jaxprs.Jaxpr) -> bool:
+        """Returns whether a jaxpr has symbolic dimensions."""
+        if not self.dimensions:
+            return False
+        known = self.is_symbolic_by_jaxpr.get(id(jaxpr))
+        if known is None:
+            known = self.is_symbolic_by_jaxpr[id(jaxpr)] = jaxprs.is_symbolic(jaxpr)
+            self.kept_alive.append(jaxpr)
+        return known
 
     def commit(self, what: str) -> None:
         """Adds the staged functions to the graph.
@@ -87,8 +120,14 @@ def lower_function(
     argument_names: Sequence[str] | None = None,
     constants: Sequence[Edge] | None = None,
     reserved_name: str = "",
+    *,
+    takes_sizes: bool | None = None,
+    returns_sizes: bool = False,
 ) -> str:
     """Returns the name of the library function that holds a jaxpr.
+
+    The sizes of symbolic dimensions follow from the arguments' shapes in the function that is
+    traced first, the entry point; any other takes them as leading arguments.
 
     Args:
         tracing: the trace it belongs to.
@@ -97,8 +136,12 @@ def lower_function(
         argument_names: names for the arguments.
         constants: where given, the jaxpr's constants become leading arguments like these edges.
         reserved_name: the name itself, where it was made unique already.
+        takes_sizes: whether it takes the sizes of all symbolic dimensions; by default where the
+            jaxpr has any.
+        returns_sizes: whether it returns them too, ahead of its results.
     """
     tracing.depth += 1
+    is_entry = tracing.depth == 1
     if tracing.depth > _MAX_FUNCTION_DEPTH:
         raise errors.UnsupportedPrimitiveError(
             f"functions nest more than {_MAX_FUNCTION_DEPTH} deep at {name!r}; "
@@ -108,6 +151,12 @@ def lower_function(
     body = nodes.FunctionBody(final_name, tracing.library)
     lowerer = Lowerer(tracing, body)
     opened = jaxprs.open_jaxpr(jaxpr)
+    sizes: list[Edge] = []
+    if is_entry:
+        shapes = [jaxprs.physical_aval(var.aval).shape for var in opened.invars]
+        tracing.dimensions = dimensions.names_of(size for shape in shapes for size in shape)
+    elif tracing.is_symbolic(jaxpr) if takes_sizes is None else takes_sizes:
+        sizes = lowerer.take_sizes(body)
     if constants is None:
         leading = [
             lowerer.constant(value, is_weak=jaxprs.is_weak(value))
@@ -123,8 +172,10 @@ def lower_function(
         wanted = argument_names[index] if argument_names else f"x{index}"
         number = dtypes.dtype_to_number(physical.dtype)
         arguments.append(body.add_argument(wanted, number, physical.shape, impl))
+    if is_entry and tracing.dimensions:
+        lowerer.derive_sizes(arguments)
     outputs = lowerer.lower(opened, leading, arguments)
-    tracing.stage(body.finish(outputs))
+    tracing.stage(body.finish([*sizes, *outputs] if returns_sizes else outputs))
     tracing.depth -= 1
     return body.function.signature.name
 
@@ -149,9 +200,35 @@ class Lowerer:
         self._tracing = tracing
         self._container = container
         self._constants: dict[Any, Edge] = {}
+        self._sizes = dimension_nodes.DimensionNodes(container, self.constant)
         self._scope = ""
         self.eqn: jaxprs.Eqn = None
         self.jaxpr: jaxprs.Jaxpr = None
+
+    # --- sizes of symbolic dimensions
+
+    def take_sizes(self, body: nodes.FunctionBody) -> list[Edge]:
+        """Adds the leading arguments of a function that are the sizes of dimensions."""
+        names = self._tracing.dimensions
+        edges = [body.add_argument(n, dimension_nodes.INT32, (), dimension=n) for n in names]
+        self._sizes.add_sizes(dict(zip(names, edges, strict=True)))
+        self._tracing.sized.add(body.function.signature.name)
+        return edges
+
+    def derive_sizes(self, arguments: Sequence[Edge]) -> None:
+        """Finds the dimensions in the shapes of arguments."""
+        shapes = [tuple(map(str, edge.shape or ())) for edge in arguments]
+        self._sizes.add_sources(dimensions.sources(shapes), arguments)
+
+    def size_operands(
+        self, *jaxprs_: jaxprs.Jaxpr, needed: bool = False
+    ) -> tuple[list[Edge], dict[str, Any]]:
+        """See `LoweringContext`."""
+        if not (needed or any(map(self._tracing.is_symbolic, jaxprs_))):
+            return [], {}
+        names = self._tracing.dimensions
+        attrs = {dimension_nodes.DIMENSIONS_ATTR: names, _PROPAGATE_CONSTANTS_ATTR: True}
+        return list(map(self._sizes.named, names)), attrs
 
     # --- walking a jaxpr
 
@@ -201,7 +278,13 @@ class Lowerer:
                     ) from None
                 raise
         except (_NoNodeFormError, errors.DtypeError) as error:
-            self._tracing.offenders[self._describe_offender(eqn, str(error))] = None
+            reason = str(error)
+            if self._tracing.carries and not _not_lowered.runs_python(eqn.primitive.name):
+                try:
+                    return custom_calls.carry(self, inputs, self._tracing.carries)
+                except _NoNodeFormError as also:
+                    reason = f"{reason}; {also}"
+            self._tracing.offenders[self._describe_offender(eqn, reason)] = None
             return [Edge("unsupported", _number(var.aval)) for var in eqn.outvars]
         return list(outputs)
 
@@ -233,12 +316,18 @@ class Lowerer:
 
     def node(self, op: str, *inputs: Any, name: Any = None, **attrs: Any) -> list[Edge]:
         """See `LoweringContext`."""
+        if op in self._tracing.sized:
+            names = self._tracing.dimensions
+            inputs = (*map(self._sizes.named, names), *inputs)
+            attrs[dimension_nodes.DIMENSIONS_ATTR] = names
         base = name or op
         full_name = f"{self._scope}/{base}" if self._scope else base
         return self._container.add_node(op, inputs, attrs, full_name)
 
     def constant(self, value: Any, dtype: Any = None, *, is_weak: bool = False) -> Edge:
         """See `LoweringContext`."""
+        if self._tracing.dimensions and dimensions.is_symbolic(value):
+            return self._sizes.array(value, dtype)
         array = np.asarray(value, dtype=dtype)
         if jaxprs.is_float0(array.dtype):
             array = np.zeros(array.shape, np.bool_)
@@ -254,23 +343,50 @@ class Lowerer:
         # The caller may set the shape of an edge it returns; hand out a copy.
         return dataclasses.replace(edge)
 
-    def function(self, jaxpr: jaxprs.Jaxpr, name: str) -> str:
+    def function(
+        self,
+        jaxpr: jaxprs.Jaxpr,
+        name: str,
+        *,
+        takes_sizes: bool | None = None,
+        returns_sizes: bool = False,
+    ) -> str:
         """See `LoweringContext`."""
         tracing = self._tracing
-        known = tracing.names_by_jaxpr.get(id(jaxpr))
+        if takes_sizes is None:
+            takes_sizes = tracing.is_symbolic(jaxpr)
+        key = id(jaxpr), takes_sizes, returns_sizes
+        known = tracing.names_by_jaxpr.get(key)
         if known is None:
-            known = lower_function(tracing, jaxpr, name)
-            tracing.names_by_jaxpr[id(jaxpr)] = known
+            known = lower_function(
+                tracing, jaxpr, name, takes_sizes=takes_sizes, returns_sizes=returns_sizes
+            )
+            tracing.names_by_jaxpr[key] = known
             tracing.kept_alive.append(jaxpr)  # so that its id stays its own
         return known
 
     def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
         """See `LoweringContext`."""
-        attrs = {_definition.PRIMITIVE_ATTR: primitive}
+        attrs: dict[str, Any] = {_definition.PRIMITIVE_ATTR: primitive}
+        symbolic = []
         for name, value in params.items():
+            if self._tracing.dimensions and dimensions.is_symbolic(value):
+                symbolic.append(name)
+                value = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             if value is not None:
                 attrs[_definition.JAX_ATTR_PREFIX + name] = value
+        if symbolic:
+            attrs[_definition.SYMBOLIC_ATTR] = symbolic
+        self._check_sizes(function, symbolic, params.values())
         return self.node(function, *inputs, name=primitive, **attrs)
+
+    def _check_sizes(self, function: str, symbolic: list[str], params: Iterable[Any]) -> None:
+        """Raises where reading a call needs the sizes of dimensions, which the function has not."""
+        sized = self._tracing.sized
+        if function not in sized and (
+            symbolic or any(isinstance(p, values.FunctionRef) and p in sized for p in params)
+        ):
+            raise _NoNodeFormError("its symbolic dimensions are not those of what it is given")
 
     def composite(
         self, primitive: str, fn: Callable[..., Any], *inputs: Edge, **params: Any
@@ -295,14 +411,21 @@ class Lowerer:
         inputs: Sequence[Any],
         fill: Callable[[Lowerer, list[Edge]], Sequence[Edge]],
         key: Any = None,
+        *,
+        takes_sizes: bool | None = None,
     ) -> str:
         """See `LoweringContext`."""
         tracing = self._tracing
+        if takes_sizes is None:
+            shapes = [aval.shape for aval in inputs]
+            takes_sizes = dimensions.is_symbolic(shapes) or dimensions.is_symbolic(key)
         if key is not None and (name, key) in tracing.names_by_key:
             return tracing.names_by_key[name, key]
         body = nodes.FunctionBody(tracing.target.unique_function_name(name), tracing.library)
         lowerer = Lowerer(tracing, body)
         lowerer.eqn = self.eqn
+        if takes_sizes:
+            lowerer.take_sizes(body)
         arguments = [
             body.add_argument(f"x{index}", dtypes.dtype_to_number(aval.dtype), aval.shape)
             for index, aval in enumerate(inputs)

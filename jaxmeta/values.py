@@ -18,6 +18,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 """A static shape; None is a dimension that is not known."""
 
 _UNKNOWN_DIM: Final = -1
+_INTEGERS: Final = (int, np.integer)
 _MAX_BYTES: Final = 1 << 62
 # Values that a proto repeats beyond those it holds take no more memory than this.
 _FILL_LIMIT_BYTES: Final = 1 << 26
@@ -42,14 +43,14 @@ def shape_to_proto(shape: Sequence[int | None] | None) -> graph_pb2.TensorShapeP
 
 
 def write_shape(proto: graph_pb2.TensorShapeProto, shape: Sequence[int | None] | None) -> None:
-    """Writes a shape into a proto that is empty."""
+    """Writes a shape into a proto that is empty; a symbolic dimension is an unknown one."""
     if shape is None:
         proto.unknown_rank = True
         return
     add = proto.dim.add
     for size in shape:
         dim = add()
-        if size is None:
+        if not isinstance(size, _INTEGERS):
             dim.size = _UNKNOWN_DIM
         elif size:
             dim.size = size

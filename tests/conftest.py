@@ -31,11 +31,3 @@ def tensorflow():
     tf.get_logger().setLevel("ERROR")
     tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
     return tf
-
-
-@pytest.fixture(autouse=True)
-def own_default_graph():
-    """Gives each test a default graph of its own."""
-    import jaxmeta
-
-    jaxmeta.reset_default_graph()

@@ -535,7 +535,7 @@ def test_state_file_name_with_a_path(tmp_path):
 
 def test_all_unknown_feeds_are_named(session):
     with raises(
-        errors.FeedError,
+        errors.FeedTypeError,
         "these feeds do not fit:",
         "  the graph has no node named 'batch/z'",
         "  'batch/y' is not a tensor's name; these end in ':0', ':1', ...",
@@ -584,14 +584,15 @@ def test_missing_feed(session):
 
 
 def test_unknown_fetch(session):
-    with raises(errors.GraphError, "the graph has no node named 'nope'"):
+    with raises(errors.MissingNameError, "the graph has no node named 'nope'"):
         session.run("nope:0", FEEDS)
 
 
 def test_fetch_that_is_no_name(session):
     with raises(
-        errors.FeedError,
-        "cannot fetch or feed 3.0 (float); expected a tensor, an operation, a variable, or a name",
+        errors.FeedTypeError,
+        "cannot fetch 3.0 (float); expected a tensor, an operation, a variable, a name, or a list, "
+        "tuple, dict or dataclass of these",
     ):
         session.run([3.0])
 

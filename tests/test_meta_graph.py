@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import inspect
@@ -164,7 +163,8 @@ def test_export_import_export_gives_an_equal_file(make, as_text, tmp_path):
     written = jaxmeta.Saver(make()).export_meta_graph(first, as_text=as_text)
     assert jaxmeta.read_meta_graph_file(first) == written
 
-    saver = jaxmeta.import_meta_graph(first)
+    # None, as in TensorFlow, where there is nothing to save.
+    saver = jaxmeta.import_meta_graph(first) or jaxmeta.Saver(jaxmeta.get_default_graph())
     assert saver.export_meta_graph(second, as_text=as_text) == written
     assert first.read_bytes() == second.read_bytes()
 
@@ -203,7 +203,8 @@ def test_imported_graph_has_what_the_original_has(make):
     assert imported.variable_names == original.variable_names
     for name in original.variable_names:
         ours, theirs = imported.variable(name), original.variable(name)
-        assert ours == dataclasses.replace(theirs, graph=imported)
+        for fact in set(jaxmeta.Variable.__slots__) - {"graph"}:
+            assert getattr(ours, fact) == getattr(theirs, fact)
     assert dict(imported.signatures) == dict(original.signatures)
     assert imported.state_trees == original.state_trees
     assert sorted(imported.get_all_collection_keys()) == sorted(original.get_all_collection_keys())
@@ -385,7 +386,7 @@ def test_tensorflow_imports_the_file(make, tmp_path, tensorflow):
     jaxmeta.Saver(graph).export_meta_graph(path)
     with tensorflow.Graph().as_default() as theirs:
         saver = tf1.train.import_meta_graph(str(path))
-        assert saver is not None
+        assert (saver is not None) == bool(graph.variable_names)
         variables = [variable.name for variable in tf1.global_variables()]
         trainable = [variable.name for variable in tf1.trainable_variables()]
     # TensorFlow reads the collections in the order of their names.

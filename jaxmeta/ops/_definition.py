@@ -32,6 +32,7 @@ from jaxmeta.nodes import Edge
 
 JAX_ATTR_PREFIX: Final = "_jax_"
 PRIMITIVE_ATTR: Final = "_jax_primitive"
+SYMBOLIC_ATTR: Final = "_jax_symbolic"  # which parameters are expressions of dimensions
 CAPTURED_ATTR: Final = "_jax_captured"  # on a Const that was an array the function closed over
 
 # Arguments that the executor fills in itself; they are not attrs of the node.
@@ -65,10 +66,33 @@ class LoweringContext(Protocol):
         """
 
     def constant(self, value: Any, dtype: Any = None) -> Edge:
-        """Returns the output of a Const; equal constants of one body share a node."""
+        """Returns the output of a Const; equal constants of one body share a node.
 
-    def function(self, jaxpr: Any, name: str) -> str:
-        """Returns the name of the library function that holds a jaxpr, adding it at need."""
+        Sizes that are symbolic become nodes that compute them.
+        """
+
+    def size_operands(
+        self, *jaxprs_: Any, needed: bool = False
+    ) -> tuple[list[Edge], dict[str, Any]]:
+        """Returns what a loop or branch needs where its functions take the sizes of dimensions.
+
+        These are its first operands, and attrs; none where no jaxpr has symbolic dimensions, unless
+        they are ``needed`` all the same.
+        """
+
+    def function(
+        self,
+        jaxpr: Any,
+        name: str,
+        *,
+        takes_sizes: bool | None = None,
+        returns_sizes: bool = False,
+    ) -> str:
+        """Returns the name of the library function that holds a jaxpr, adding it at need.
+
+        It takes the sizes of the symbolic dimensions first where the jaxpr has any, or where
+        ``takes_sizes`` says so; with ``returns_sizes`` it returns them first as well.
+        """
 
     def rule_functions(
         self, key: Any, names: Sequence[str], trace_rules: Callable[[], Sequence[Any]]
@@ -93,10 +117,13 @@ class LoweringContext(Protocol):
         inputs: Sequence[Any],
         fill: Callable[[LoweringContext, list[Edge]], Sequence[Edge]],
         key: Any = None,
+        *,
+        takes_sizes: bool | None = None,
     ) -> str:
         """Returns the name of a library function whose nodes ``fill`` adds by hand.
 
-        Where a key is given, a function of the same name and key is built only once.
+        Where a key is given, a function of the same name and key is built only once. It takes the
+        sizes of the symbolic dimensions where its inputs or the key have any.
         """
 
     def unsupported(self, reason: str) -> Exception:
@@ -116,6 +143,7 @@ class Kernel:
         must_be_fed: whether a value for the node's outputs has to be given.
         is_host: whether it works on strings or files, which XLA has not, outside jit.
         injected: the arguments that the executor fills in.
+        gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
             the handles that its variable's node gives, and are returned as these.
     """
@@ -127,6 +155,7 @@ class Kernel:
     is_host: bool = False
     injected: tuple[str, ...] = ()
     must_be_fed: bool = False
+    gives_sizes: bool = False
     has_references: bool = False
 
 
@@ -198,6 +227,8 @@ LOWERINGS: Final[dict[str, Callable[..., Any]]] = {}
 """Primitive name to lowering."""
 KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to kernel."""
+HOST_KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to the kernel that computes with sizes, as numpy arrays, while tracing."""
 STRING_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel of nodes that are given strings, where another one is for numbers."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
@@ -223,8 +254,29 @@ def lowering(*primitives: str) -> Callable[[_Function], _Function]:
     return register
 
 
+def on_host(*ops: str) -> Callable[[_Function], _Function]:
+    """Registers a function as the kernel of ops where all inputs are sizes, as numpy arrays.
+
+    Raises:
+        TypeError: an op has one already, or the signature does not fit it.
+    """
+
+    def register(fn: _Function) -> _Function:
+        for op in ops:
+            if op in HOST_KERNELS:
+                raise TypeError(f"op {op!r} has a kernel on the host already")
+            HOST_KERNELS[op] = _make_kernel(fn, op, (), is_host=False)
+        return fn
+
+    return register
+
+
 def kernel(
-    *ops: str, static: Sequence[str] = (), is_host: bool = False, must_be_fed: bool = False
+    *ops: str,
+    static: Sequence[str] = (),
+    is_host: bool = False,
+    must_be_fed: bool = False,
+    gives_sizes: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -236,6 +288,7 @@ def kernel(
         static: names of the input arguments that must be known while tracing.
         is_host: see `Kernel`.
         must_be_fed: see `Kernel`.
+        gives_sizes: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -246,7 +299,9 @@ def kernel(
             if op in KERNELS:
                 raise TypeError(f"op {op!r} has a kernel already")
             made = _make_kernel(fn, op, static, is_host)
-            KERNELS[op] = dataclasses.replace(made, must_be_fed=must_be_fed)
+            KERNELS[op] = dataclasses.replace(
+                made, must_be_fed=must_be_fed, gives_sizes=gives_sizes
+            )
         return fn
 
     return register
@@ -272,8 +327,12 @@ def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
     return register
 
 
-def restores(*primitives: str) -> Callable[[_Function], _Function]:
+def restores(*primitives: str, static: Sequence[str] = ()) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of nodes that carry a primitive's name.
+
+    Args:
+        *primitives: their names.
+        static: names of the arguments that must be known while tracing.
 
     Raises:
         TypeError: the primitive has one already.
@@ -284,7 +343,9 @@ def restores(*primitives: str) -> Callable[[_Function], _Function]:
             if name in PRIMITIVE_KERNELS:
                 raise TypeError(f"primitive {name!r} is restored already")
             attrs, injected = _keyword_attrs(fn, JAX_ATTR_PREFIX)
-            PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, injected=injected)
+            arguments = list(inspect.signature(fn).parameters)
+            places = frozenset(map(arguments.index, static))
+            PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, places, injected=injected)
         return fn
 
     return register

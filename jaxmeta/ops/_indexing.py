@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors
+from jaxmeta import dimensions, dtypes, errors
 from jaxmeta.ops._definition import i32
 
 INDEX_NUMBERS: Final = frozenset(map(dtypes.dtype_to_number, (np.int32, np.int64)))
@@ -56,3 +56,30 @@ def vectors_last(
 def index_of(indices: Any) -> tuple[Any, ...]:
     """Returns the index that vectors along the last axis say."""
     return tuple(indices[..., axis] for axis in range(indices.shape[-1])) or (...,)
+
+
+def vector_of_sizes(sizes: Sequence[Any], dtype: Any) -> Any:
+    """Returns an array of sizes, some of which may be symbolic."""
+    if not dimensions.is_symbolic(list(sizes)):
+        return np.asarray(sizes, dtype)
+    return jnp.stack([jnp.asarray(size, dtype) for size in sizes])
+
+
+def index_of_slices(
+    starts: Sequence[int], limits: Sequence[int], steps: Sequence[int], masks: Sequence[int]
+) -> tuple[Any, ...]:
+    """Returns the index that a StridedSlice says; the masks are in the order of its attrs."""
+    begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask = masks
+    index: list[Any] = []
+    for i, (start, limit, step) in enumerate(zip(starts, limits, steps, strict=True)):
+        bit = 1 << i
+        if ellipsis_mask & bit:
+            index.append(Ellipsis)
+        elif new_axis_mask & bit:
+            index.append(None)
+        elif shrink_axis_mask & bit:
+            index.append(start)
+        else:
+            first = None if begin_mask & bit else start
+            index.append(slice(first, None if end_mask & bit else limit, step))
+    return tuple(index)

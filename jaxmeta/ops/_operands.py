@@ -8,15 +8,18 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes
+from jaxmeta import dimensions, dtypes
 from jaxmeta.nodes import Edge
 
 BOOL: Final = dtypes.dtype_to_number(np.bool_)
 
 
 def ints(values: Any) -> tuple[int, ...]:
-    """Returns plain ints of a static input or of a parameter that holds numpy ints."""
-    return tuple(int(value) for value in np.ravel(values))
+    """Returns plain ints of a static input or of a parameter that holds numpy ints.
+
+    Symbolic dimensions stay what they are.
+    """
+    return tuple(map(dimensions.plain, np.ravel(values).tolist()))
 
 
 def is_complex(edge: Edge) -> bool:

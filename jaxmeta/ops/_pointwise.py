@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxmeta import dtypes, eqn_params, op_defs
 from jaxmeta.nodes import Edge
@@ -121,7 +122,7 @@ def binary(
             return ctx.node(op, x, y)
         if otherwise is None:
             raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
-        return ctx.composite(primitive, otherwise, x, y)
+        return ctx.composite(primitive, lambda a, b: otherwise(*broadcast(a, b)), x, y)
 
     if primitive not in LOWERINGS:
         lowering(primitive)(lower)
@@ -139,6 +140,16 @@ def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(*args)
 
     run.__name__ = name
+    return run
+
+
+def widened(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of small floats that computes in float32."""
+
+    def run(*arrays: Any) -> Any:
+        wide = [lax.convert_element_type(x, np.float32) for x in arrays]
+        return lax.convert_element_type(fn(*wide), arrays[0].dtype)
+
     return run
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import errors
+from jaxmeta import dimensions, errors
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, f32
 from jaxmeta.ops._operands import ints
@@ -26,8 +26,8 @@ _MAX_UNROLLED_WINDOW: Final = 512
 
 
 def pairs(values: Any) -> Pads:
-    """Returns pairs of plain ints."""
-    return tuple((int(low), int(high)) for low, high in values)
+    """Returns pairs of plain ints, or of symbolic dimensions."""
+    return tuple((dimensions.plain(low), dimensions.plain(high)) for low, high in values)
 
 
 def pairs_of(flat: Sequence[int]) -> Pads:

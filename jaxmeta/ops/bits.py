@@ -22,7 +22,7 @@ from jaxmeta.ops._definition import (
     restores,
     u32,
 )
-from jaxmeta.ops._operands import BOOL
+from jaxmeta.ops._operands import BOOL, avals_of
 from jaxmeta.ops._pointwise import binary, broadcasting, named, without_signature
 
 
@@ -71,6 +71,14 @@ def _logical_shift(x: jax.Array, y: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(shifted, x.dtype)
 
 
+def _arithmetic_shift(x: jax.Array, y: jax.Array) -> jax.Array:
+    signed = np.dtype(x.dtype.name.removeprefix("u"))
+    shifted = lax.shift_right_arithmetic(
+        lax.bitcast_convert_type(x, signed), lax.bitcast_convert_type(y, signed)
+    )
+    return lax.bitcast_convert_type(shifted, x.dtype)
+
+
 @lowering("shift_right_logical")
 def lower_shift_right_logical(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if dtypes.dtype_from_number(x.number).kind == "u":
@@ -81,7 +89,7 @@ def lower_shift_right_logical(ctx: LoweringContext, x: Edge, y: Edge) -> list[Ed
 @lowering("shift_right_arithmetic")
 def lower_shift_right_arithmetic(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if dtypes.dtype_from_number(x.number).kind == "u":
-        raise ctx.unsupported("an arithmetic shift of unsigned integers has no TensorFlow op")
+        return ctx.composite("shift_right_arithmetic", _arithmetic_shift, x, y)
     return ctx.node("RightShift", x, y)
 
 
@@ -91,12 +99,58 @@ def right_shift_kernel(x: Any, y: Any) -> Any:
     return broadcasting(shift)(x, y)
 
 
+restores("shift_right_arithmetic")(broadcasting(lax.shift_right_arithmetic))
 restores("shift_right_logical")(broadcasting(lax.shift_right_logical))
 example(lambda x, y: lax.shift_right_logical(x, y), u32(5), u32(5, high=8), gradient=False)
 example(lambda x, y: lax.shift_right_logical(x, y), i32(5), i32(5, low=0, high=8), gradient=False)
 example(
     lambda x, y: lax.shift_right_arithmetic(x, y), i32(5), i32(5, low=0, high=8), gradient=False
 )
+
+
+example(
+    lambda x, y: lax.shift_right_arithmetic(x * 4000, y), u32(5), u32(5, high=8), gradient=False
+)
+
+
+@lowering("mulhi")
+def lower_mulhi(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    """The upper half of a product: of one twice as wide, or of halves where none is."""
+    dtype = dtypes.dtype_from_number(x.number)
+    if dtype.itemsize == 8:
+        return ctx.composite("mulhi", _upper_half, x, y)
+    wide = np.dtype(np.uint64 if dtype.kind == "u" else np.int64)
+
+    def fill(body: LoweringContext, arguments: list[Edge]) -> list[Edge]:
+        factors = [body.node("Cast", edge, DstT=wide)[0] for edge in arguments]
+        (product,) = body.node("Mul", *factors)
+        (upper,) = body.node("RightShift", product, body.constant(8 * dtype.itemsize, wide))
+        return body.node("Cast", upper, DstT=dtype)
+
+    function = ctx.build_function("mulhi", avals_of([x, y]), fill)
+    return ctx.call(function, x, y, primitive="mulhi")
+
+
+def _upper_half(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the upper 64 bits of a product, from products of halves."""
+    half, low = np.asarray(32, x.dtype), np.asarray(0xFFFFFFFF, x.dtype)
+    is_signed = x.dtype.kind == "i"
+    # The upper halves of signed numbers carry the sign.
+    shift = lax.shift_right_arithmetic if is_signed else lax.shift_right_logical
+    (x1, x0), (y1, y0) = ((shift(v, half), lax.bitwise_and(v, low)) for v in (x, y))
+    middle = lax.add(lax.mul(x1, y0), lax.shift_right_logical(lax.mul(x0, y0), half))
+    other = lax.add(lax.mul(x0, y1), lax.bitwise_and(middle, low))
+    return lax.add(lax.add(lax.mul(x1, y1), shift(middle, half)), shift(other, half))
+
+
+@restores("mulhi")
+def restore_mulhi(x: Any, y: Any) -> Any:
+    return broadcasting(getattr(lax, "mulhi"))(x, y)  # noqa: B009  (not in JAX before 0.10)
+
+
+if hasattr(lax, "mulhi"):
+    example(lambda x, y: lax.mulhi(x * 40000, y * 90000), i32(5), i32(5), gradient=False)
+    example(lambda x, y: lax.mulhi(x * 40000, y * 90000), u32(5), u32(5), gradient=False)
 
 
 @lowering("population_count")

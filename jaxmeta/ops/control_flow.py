@@ -18,7 +18,6 @@ from jax import lax
 
 from jaxmeta import binding, jaxprs
 from jaxmeta.nodes import Edge
-from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -31,6 +30,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.values import FunctionRef
 
 # --- while -------------------------------------------------------------------------------------
 
@@ -56,18 +56,29 @@ def lower_while(
         attrs["_jax_cond_nconsts"] = cond_nconsts
     if body_nconsts:
         attrs["_jax_body_nconsts"] = body_nconsts
+    sizes, size_attrs = ctx.size_operands(cond, body)
+
+    def add_functions(cond: Any, body: Any) -> list[FunctionRef]:
+        is_sized = bool(sizes)
+        names = [
+            ctx.function(cond, "while_cond", takes_sizes=is_sized),
+            ctx.function(body, "while_body", takes_sizes=is_sized, returns_sizes=is_sized),
+        ]
+        return list(map(FunctionRef, names))
+
     if cond.out_avals[0].shape:
-        attrs["_jax_cond"] = _computation.function_ref(ctx, cond, "while_cond")
-        attrs["_jax_body"] = _computation.function_ref(ctx, body, "while_body")
+        attrs["_jax_cond"], attrs["_jax_body"] = add_functions(cond, body)
         cond, body = _any_of_batch(cond, body, num_consts)
+    functions = add_functions(cond, body)
     outputs = ctx.node(
         "StatelessWhile",
-        list(inputs),
-        cond=_computation.function_ref(ctx, cond, "while_cond"),
-        body=_computation.function_ref(ctx, body, "while_body"),
+        [*sizes, *inputs],
+        cond=functions[0],
+        body=functions[1],
         **attrs,
+        **size_attrs,
     )
-    return outputs[num_consts:]
+    return outputs[len(sizes) + num_consts :]
 
 
 def _any_of_batch(cond: Any, body: Any, num_consts: int) -> tuple[Any, Any]:
@@ -116,8 +127,10 @@ def stateless_while(
         return predicate if _jax_cond else _as_predicate(predicate)
 
     def step(*operands: Any) -> Any:
-        return run_body(*before, *operands)[num_consts:]
+        results = run_body(*before, *operands)
+        return results[len(results) - num_carry :]  # it may return sizes of dimensions first
 
+    num_carry = len(input) - num_consts
     constants, carry = input[:num_consts], input[num_consts:]
     results = binding.bind_while(holds, step, constants[:split], constants[split:], carry)
     return [*constants, *results]
@@ -173,16 +186,19 @@ def lower_cond(
     branches_platforms: Any = None,
 ) -> list[Edge]:
     attrs = {} if branches_platforms is None else _platform_attrs(branches_platforms)
+    sizes, size_attrs = ctx.size_operands(*branches)
     return ctx.node(
         "StatelessCase",
         index,
-        list(operands),
+        [*sizes, *operands],
         branches=[
-            _computation.function_ref(ctx, jaxpr, f"branch_{i}") for i, jaxpr in enumerate(branches)
+            FunctionRef(ctx.function(jaxpr, f"branch_{i}", takes_sizes=bool(sizes)))
+            for i, jaxpr in enumerate(branches)
         ],
         Tout=[aval.dtype for aval in ctx.out_avals],
         _jax_is_clamped=True,
         **attrs,
+        **size_attrs,
     )
 
 

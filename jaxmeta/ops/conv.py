@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs, xla_attrs
+from jaxmeta import dimensions, dtypes, jaxprs, xla_attrs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, kernel, lowering
 from jaxmeta.ops._operands import ints
@@ -42,27 +42,41 @@ def lower_conv_general_dilated(
 ) -> list[Edge]:
     if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on conv_general_dilated cannot be expressed")
+    assert lhs.shape is not None
+    assert rhs.shape is not None
     pads, strides = pairs(padding), ints(window_strides)
     is_preferred = preferred_element_type is not None
     out_number = dtypes.dtype_to_number(ctx.out_avals[0].dtype)
+    padding_attrs = None
     if (
         tuple(map(tuple, dimension_numbers)) == _NHWC
         and set(ints(lhs_dilation)) == {1}
         and batch_group_count == 1
         and lhs.number == rhs.number == out_number
         and lhs.number in _CONV2D_NUMBERS
-        and all(side >= 0 for pair in pads for side in pair)
-        and 0 not in (*(lhs.shape or ()), *(rhs.shape or ()), *ctx.out_avals[0].shape)
+        and dimensions.holds(lambda: all(side >= 0 for pair in pads for side in pair))
+        and 0 not in (*lhs.shape, *rhs.shape, *ctx.out_avals[0].shape)
     ):
+        padding_attrs = _padding_attrs(
+            ints(lhs.shape[1:3]), ints(rhs.shape[:2]), strides, pads, ints(rhs_dilation)
+        )
+    if padding_attrs is not None:
         return _conv2d(
-            ctx, lhs, rhs, strides, pads, ints(rhs_dilation), precision, is_preferred=is_preferred
+            ctx,
+            lhs,
+            rhs,
+            strides,
+            ints(rhs_dilation),
+            padding_attrs,
+            precision,
+            is_preferred=is_preferred,
         )
     return ctx.node(
         "XlaConvV2",
         lhs,
         rhs,
         ctx.constant(strides, np.int32),
-        ctx.constant(np.asarray(pads, np.int32).reshape(-1, 2)),
+        ctx.constant(np.asarray(pads).reshape(-1, 2), np.int32),
         ctx.constant(ints(lhs_dilation), np.int32),
         ctx.constant(ints(rhs_dilation), np.int32),
         ctx.constant(feature_group_count, np.int32),
@@ -79,23 +93,19 @@ def _conv2d(
     lhs: Edge,
     rhs: Edge,
     strides: tuple[int, ...],
-    pads: Pads,
     dilations: tuple[int, ...],
+    padding_attrs: tuple[str, tuple[int, ...]],
     precision: Any,
     *,
     is_preferred: bool,
 ) -> list[Edge]:
     """Adds a Conv2D; the number of groups is what the channels of image and filter say."""
-    assert lhs.shape is not None
-    assert rhs.shape is not None
     attrs: dict[str, Any] = {}
     if names := xla_attrs.precision_to_names(precision):
         attrs["_jax_precision"] = names
     if is_preferred:
         attrs["_jax_is_preferred"] = True
-    padding, explicit = _padding_attrs(
-        ints(lhs.shape[1:3]), ints(rhs.shape[:2]), strides, pads, dilations
-    )
+    padding, explicit = padding_attrs
     return ctx.node(
         "Conv2D",
         lhs,
@@ -114,12 +124,17 @@ def _padding_attrs(
     strides: Sequence[int],
     pads: Pads,
     dilations: Sequence[int],
-) -> tuple[str, tuple[int, ...]]:
-    """Returns TensorFlow's padding and explicit_paddings; the former by name where it has one."""
+) -> tuple[str, tuple[int, ...]] | None:
+    """Returns TensorFlow's padding and explicit_paddings; the former by name where it has one.
+
+    Padding that depends on symbolic dimensions is none that attrs could say.
+    """
     if not any(side for pair in pads for side in pair):
         return "VALID", ()
     if pads == same_padding(sizes, window, strides, dilations):
         return "SAME", ()
+    if dimensions.is_symbolic(pads):
+        return None
     return "EXPLICIT", (0, 0, *(side for pair in pads for side in pair), 0, 0)
 
 
@@ -140,10 +155,13 @@ def conv2d(
     (channels,) = {1, 2, 3} - set(axes)
     steps = tuple(strides[axis] for axis in axes)
     spread = tuple(dilations[axis] for axis in axes)
+    pads: Any
     if padding == b"EXPLICIT":
         pads = tuple((explicit_paddings[2 * a], explicit_paddings[2 * a + 1]) for a in axes)
     elif padding == b"SAME":
-        pads = same_padding([input.shape[a] for a in axes], filter.shape[:2], steps, spread)
+        sizes = [input.shape[a] for a in axes]
+        is_symbolic = dimensions.is_symbolic(sizes)
+        pads = "SAME" if is_symbolic else same_padding(sizes, filter.shape[:2], steps, spread)
     else:
         pads = ((0, 0),) * len(axes)
     layout = (0, channels, *axes)

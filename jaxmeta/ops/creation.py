@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -33,8 +34,7 @@ def lower_iota(
         raise ctx.unsupported("iota with a dynamic shape or a sharding")
     sizes = ints(shape)
     if len(sizes) == 1 and _range_takes(dtype):
-        start, limit, delta = (np.asarray(v, dtype) for v in (0, sizes[0], 1))
-        return ctx.node("Range", *(ctx.constant(value) for value in (start, limit, delta)))
+        return ctx.node("Range", *(ctx.constant(value, dtype) for value in (0, sizes[0], 1)))
     return ctx.composite(
         "iota",
         lambda: _iota_of_ranges(dtype, sizes, dimension),
@@ -58,6 +58,8 @@ def _iota_of_ranges(dtype: Any, sizes: tuple[int, ...], dimension: int) -> Any:
 def range_kernel(
     start: np.ndarray[Any, Any], limit: np.ndarray[Any, Any], delta: np.ndarray[Any, Any]
 ) -> Any:
+    if limit.dtype == object:  # a symbolic dimension
+        return lax.iota(start.dtype, limit.item())
     if start == 0 and delta == 1 and limit == np.floor(limit):
         return lax.iota(start.dtype, max(int(limit), 0))
     size = max(int(np.ceil((limit - start) / delta)), 0)
@@ -72,6 +74,23 @@ def restore_iota(*, dtype: int, shape: tuple[int, ...], dimension: int) -> Any:
 example(lambda x: x + lax.iota(np.float32, 3), f32(3))
 example(lambda x: x + lax.broadcasted_iota(np.float32, (2, 3), 0), f32(2, 3))
 example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
+
+
+@lowering("empty")
+def lower_empty(ctx: LoweringContext, *, shape: Any, dtype: Any, out_sharding: Any) -> list[Edge]:
+    if not jaxprs.is_trivial_sharding(out_sharding):
+        raise ctx.unsupported("an out_sharding on empty cannot be expressed")
+    sizes = ints(shape)
+    zeros = functools.partial(jnp.zeros, sizes, dtype)
+    return ctx.composite("empty", lambda: zeros(), shape=sizes, dtype=np.dtype(dtype))
+
+
+@restores("empty")
+def restore_empty(*, shape: tuple[int, ...], dtype: int) -> Any:
+    return lax.empty(shape, dtypes.dtype_from_number(dtype))
+
+
+example(lambda x: lax.full_like(x, 0) * lax.empty((3,), np.float32) + x, f32(3), gradient=False)
 
 
 @lowering("empty2")

@@ -17,6 +17,7 @@ import numpy as np
 from jaxmeta import errors, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, lowering, restores
+from jaxmeta.values import FunctionRef
 
 
 def _is_differentiable(value: Any) -> bool:
@@ -50,17 +51,40 @@ def lower_custom_jvp(
     symbolic_zeros: bool,
 ) -> list[Edge]:
     del num_consts, symbolic_zeros  # the traced rule has all operands, and zeros as arrays
-    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+    identity = jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun)
     name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
+    return _call_with_rule(ctx, inputs, call_jaxpr, name, identity)
+
+
+def _call_with_rule(
+    ctx: LoweringContext, inputs: Sequence[Edge], jaxpr: Any, name: str, identity: Any
+) -> list[Edge]:
+    """Adds the call of a function, with the derivative of the eqn as its rule."""
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
     try:
         (jvp,) = ctx.rule_functions(
-            jaxprs.rule_identity(ctx.eqn, jvp_jaxpr_fun),
+            identity,
             [f"{name}_jvp"],
             lambda: [_trace_jvp(run, avals)],
         )
     except _RuleFailedError as error:
         jvp = f"{_FAILED}{error}"
-    return ctx.call(ctx.function(call_jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+    return ctx.call(ctx.function(jaxpr, name), *inputs, primitive="custom_jvp_call", jvp=jvp)
+
+
+@lowering("call_hi_primitive")
+def lower_hi_primitive(ctx: LoweringContext, *inputs: Edge, _prim: Any) -> list[Edge]:
+    """What JAX 0.12 has for functions that it expands late: searchsorted, nonzero, custom_root.
+
+    It comes back expanded, with the derivative that it has.
+    """
+
+    def expanded(*arrays: Any) -> list[Any]:
+        return jax.tree.leaves(_prim.expand(*jax.tree.unflatten(_prim.in_tree, arrays)))
+
+    jaxpr = jaxprs.make_jaxpr(expanded, [atom.aval for atom in ctx.eqn.invars])
+    name = type(_prim).__name__.lower()
+    return _call_with_rule(ctx, inputs, jaxpr, name, (str(_prim), str(jaxpr)))
 
 
 class _RuleFailedError(Exception):
@@ -148,6 +172,55 @@ example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
 example(lambda x: jnp.frexp(x), f32(3))  # its rule gives tangents of integers
 example(lambda x: jax.nn.relu(x), i32(3))
 
+# --- linear_call -------------------------------------------------------------------------------
+
+
+@lowering("linear_call")
+def lower_linear_call(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    callee: Any,
+    transpose_thunk: Any,
+    num_callee_consts: int,
+    num_res: int,
+) -> list[Edge]:
+    jaxpr, constants = transpose_thunk()
+    if constants:
+        raise ctx.unsupported("a linear_call whose transpose closes over arrays")
+    return ctx.call(
+        ctx.function(callee, "linear_call"),
+        *inputs,
+        primitive="linear_call",
+        transpose=FunctionRef(ctx.function(jaxpr, "linear_call_transpose")),
+        num_consts=num_callee_consts,
+        num_residuals=num_res,
+    )
+
+
+@restores("linear_call")
+def restore_linear_call(
+    *inputs: Any, function: Any, transpose: Any, num_consts: int, num_residuals: int
+) -> Any:
+    def forward(fixed: Any, linear: Any) -> list[Any]:
+        return list(function(*fixed, *linear))
+
+    def backward(fixed: Any, cotangents: Any) -> list[Any]:
+        return list(transpose(*fixed[num_consts:], *cotangents))
+
+    count = num_consts + num_residuals
+    return jax.custom_derivatives.linear_call(
+        forward, backward, list(inputs[:count]), list(inputs[count:])
+    )
+
+
+example(
+    lambda r, x: jax.custom_derivatives.linear_call(
+        lambda s, y: y * jnp.sin(s), lambda s, t: t * jnp.sin(s) * 3.0, r, x
+    ),
+    f32(3),
+    f32(3),
+)
+
 # --- custom_vjp --------------------------------------------------------------------------------
 
 
@@ -219,8 +292,11 @@ def restore_custom_vjp(
 ) -> Any:
     if fwd is None or bwd is None:
         return _refusing(function)(*inputs)
-    rules = [rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)]
-    return _custom_vjp(function, *rules, inputs[:num_consts])(*inputs[num_consts:])
+    forward, backward = (
+        rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)
+    )
+    run = _custom_vjp(function, forward, backward, tuple(inputs[:num_consts]))
+    return run(*inputs[num_consts:])
 
 
 def _refusing(function: Any) -> Callable[..., Any]:
@@ -238,7 +314,7 @@ def _refusing(function: Any) -> Callable[..., Any]:
                 "derivative itself as a signature."
             )
 
-        call.defvjp(fwd, lambda saved, cotangents: None)
+        call.defvjp(fwd, lambda _, cotangents: tuple(cotangents))
         return call
 
     derived: Callable[..., Any] = function.derived(("no rule",), make)

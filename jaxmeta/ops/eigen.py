@@ -178,37 +178,49 @@ def lower_eig(
     enable_eigvec_derivs: bool = False,
     implementation: Any = None,
 ) -> list[Edge]:
-    if compute_left_eigenvectors:
-        raise ctx.unsupported("TensorFlow's Eig gives no left eigenvectors")
     dtype = ctx.out_avals[0].dtype
+    has_vectors = bool(compute_left_eigenvectors or compute_right_eigenvectors)
 
     def fill(body: LoweringContext, arguments: list[Edge]) -> Sequence[Edge]:
-        outputs = body.node(
-            "Eig", *arguments, compute_v=bool(compute_right_eigenvectors), Tout=dtype
-        )
-        return outputs if compute_right_eigenvectors else outputs[:1]
+        values, vectors = body.node("Eig", *arguments, compute_v=has_vectors, Tout=dtype)
+        left = [_left_vectors(body, vectors)] if compute_left_eigenvectors else []
+        return [values, *left, *([vectors] if compute_right_eigenvectors else [])]
 
     return ctx.call(
         ctx.build_function("eig", avals_of([x]), fill),
         x,
         primitive="eig",
+        compute_left_eigenvectors=bool(compute_left_eigenvectors),
         compute_right_eigenvectors=bool(compute_right_eigenvectors),
         enable_eigvec_derivs=bool(enable_eigvec_derivs),
         implementation=None if implementation is None else implementation.name,
     )
 
 
+def _left_vectors(body: LoweringContext, right: Edge) -> Edge:
+    """Adds the nodes of left eigenvectors: the inverse's adjoint, at length one."""
+    (left,) = body.node("MatrixInverse", right, adjoint=True)
+    real = np.float32 if right.number == dtypes.dtype_to_number(np.complex64) else np.float64
+    (size,) = body.node("ComplexAbs", left, Tout=np.dtype(real))
+    (square,) = body.node("Square", size)
+    (total,) = body.node("Sum", square, body.constant([-2], np.int32), keep_dims=True)
+    (length,) = body.node("Sqrt", total)
+    (divisor,) = body.node("Cast", length, DstT=dtypes.dtype_from_number(right.number))
+    return body.node("RealDiv", left, divisor)[0]
+
+
 @restores("eig")
 def restore_eig(
     x: Any,
     *,
+    compute_left_eigenvectors: bool = False,
     compute_right_eigenvectors: bool,
     enable_eigvec_derivs: bool,
     implementation: bytes = b"",
 ) -> Any:
     return lax.linalg.eig(
         x,
-        compute_left_eigenvectors=False,
+        compute_left_eigenvectors=compute_left_eigenvectors,
         compute_right_eigenvectors=compute_right_eigenvectors,
         enable_eigvec_derivs=enable_eigvec_derivs,
         implementation=_enum_member(lax.linalg.EigImplementation, implementation),
@@ -222,6 +234,14 @@ def eig(input: Any, *, compute_v: bool, Tout: int) -> Any:
         input, compute_left_eigenvectors=False, compute_right_eigenvectors=compute_v
     )
     return values.astype(dtype), vectors[0].astype(dtype) if vectors else np.zeros(0, dtype)
+
+
+example(
+    lambda x: lax.linalg.eig(x, compute_left_eigenvectors=True),
+    f32(4, 4),
+    gradient=False,
+    not_in_tensorflow="Eig has no kernel in XLA, and the order of eigenvalues differs",
+)
 
 
 def _recomposed_hermitian(x: jax.Array) -> Any:

@@ -36,6 +36,7 @@ from jaxmeta.ops._indexing import (
     as_int32,
     index_of,
     mode_from_name,
+    vector_of_sizes,
     vectors_last,
 )
 from jaxmeta.ops._operands import ints
@@ -116,7 +117,7 @@ def _gather_or_fill(
     if fill is None:
         return gathered
     axis = indices.ndim - 1
-    last = np.asarray([x.shape[d] - sizes[d] for d in numbers.start_index_map], indices.dtype)
+    last = vector_of_sizes([x.shape[d] - sizes[d] for d in numbers.start_index_map], indices.dtype)
     is_inside = lax.bitwise_and(
         lax.ge(indices, jnp.zeros_like(indices)),
         lax.le(indices, lax.broadcast_in_dim(last, indices.shape, (axis,))),

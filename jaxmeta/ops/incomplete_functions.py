@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.nodes import Edge
-from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering
-from jaxmeta.ops._pointwise import SMALL, binary
+from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, kernel, lowering
+from jaxmeta.ops._pointwise import SMALL, binary, widened
 
 _ABOVE_ONE = f32(3, 4, low=1.5, high=4.0)
+_HALF = Spec((3, 4), jnp.bfloat16, 0.5, 2.0)
 _FRACTION = f32(3, 4, low=0.1, high=0.9)
 
 binary("Igamma", "igamma", lax.igamma, (SMALL, SMALL), tolerance=1e-4, gradient=False)
@@ -20,9 +22,11 @@ binary(
     "igamma_grad_a",
     lax.igamma_grad_a,
     (SMALL, SMALL),
+    otherwise=widened(lax.igamma_grad_a),
     tolerance=1e-3,
     gradient=False,
 )
+example(lambda a, x: lax.igamma_grad_a(a, x), _HALF, _HALF, gradient=False)
 binary("Zeta", "zeta", lax.zeta, (_ABOVE_ONE, SMALL), tolerance=1e-4, gradient=False)
 
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxmeta import dimensions
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering
 from jaxmeta.ops._operands import ints
+from jaxmeta.ops._window import pairs
 
 
 @lowering("concatenate")
@@ -75,18 +77,20 @@ example(lambda x: lax.split(x, (1, 3), 1)[1] * 2.0, f32(2, 4))
 
 @lowering("pad")
 def lower_pad(ctx: LoweringContext, x: Edge, fill: Edge, *, padding_config: Any) -> list[Edge]:
-    config = np.asarray([ints(part) for part in padding_config], np.int32).reshape(-1, 3)
-    low, high, interior = config.T
-    if not interior.any() and (config >= 0).all():
-        return ctx.node("PadV2", x, ctx.constant(config[:, :2]), fill)
+    config: list[Any] = [ints(part) for part in padding_config]
+    if dimensions.holds(lambda: all(l >= 0 and h >= 0 and i == 0 for l, h, i in config)):
+        sides = np.asarray([pair[:2] for pair in config]).reshape(-1, 2)
+        return ctx.node("PadV2", x, ctx.constant(sides, np.int32), fill)
+    low, high, interior = ([part[i] for part in config] for i in range(3))
     return ctx.node(
-        "XlaPad", x, fill, ctx.constant(low), ctx.constant(high), ctx.constant(interior)
+        "XlaPad", x, fill, *(ctx.constant(part, np.int32) for part in (low, high, interior))
     )
 
 
 @kernel("PadV2", static=("paddings",))
 def pad_v2(input: Any, paddings: np.ndarray[Any, Any], constant_values: Any) -> Any:
-    return lax.pad(input, constant_values, [(int(low), int(high), 0) for low, high in paddings])
+    config = [(low, high, 0) for low, high in pairs(paddings)]
+    return lax.pad(input, constant_values, config)
 
 
 @kernel("XlaPad", static=("padding_low", "padding_high", "padding_interior"))

@@ -36,6 +36,7 @@ from jaxmeta.ops._keys import (
     with_partitionable,
     wrap,
 )
+from jaxmeta.ops._operands import ints
 
 # --- bits --------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ from jaxmeta.ops._keys import (
 def lower_random_bits(
     ctx: LoweringContext, keys: Edge, *, bit_width: int, shape: Any
 ) -> list[Edge]:
-    sizes = tuple(int(size) for size in shape)
+    sizes = ints(shape)
     return lower_by_implementation(
         ctx,
         keys,
@@ -114,7 +115,7 @@ def lower_rng_bit_generator(
 ) -> list[Edge]:
     if not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("rng_bit_generator with a sharding")
-    sizes, wanted = tuple(int(size) for size in shape), np.dtype(dtype)
+    sizes, wanted = ints(shape), np.dtype(dtype)
     generated = wanted if wanted.itemsize >= UINT32.itemsize else UINT32
 
     def fill(body: LoweringContext, operands: list[Edge]) -> list[Edge]:
@@ -178,7 +179,7 @@ def xla_rng_bit_generator(
     is_threefry = int(algorithm) == _THREEFRY
     return lax.rng_bit_generator(
         initial_state,
-        tuple(int(size) for size in shape),
+        ints(shape),
         dtypes.dtype_from_number(dtype),
         lax.RandomAlgorithm.RNG_THREE_FRY if is_threefry else lax.RandomAlgorithm.RNG_PHILOX,
     )
@@ -194,13 +195,13 @@ for _algorithm in lax.RandomAlgorithm:
 
 @lowering("rng_uniform")
 def lower_rng_uniform(ctx: LoweringContext, low: Edge, high: Edge, *, shape: Any) -> list[Edge]:
-    sizes = tuple(int(size) for size in shape)
+    sizes = ints(shape)
     dtype = ctx.out_avals[0].dtype
     is_integer = np.dtype(dtype).kind in "iu"
 
     def fill(body: LoweringContext, operands: list[Edge]) -> list[Edge]:
         first, last = operands
-        shape_constant = body.constant(np.asarray(sizes, np.int32))
+        shape_constant = body.constant(sizes, np.int32)
         if is_integer:
             return body.node("RandomUniformInt", shape_constant, first, last)
         (unit,) = body.node("RandomUniform", shape_constant, dtype=dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import dimensions, jaxprs
 from jaxmeta.nodes import KEY_IMPL_ATTR, Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, i32, lowering, restores, u32
@@ -32,6 +32,7 @@ from jaxmeta.ops._keys import (
     with_partitionable,
     wrap,
 )
+from jaxmeta.ops._operands import ints
 
 # --- keys as data ------------------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ example(
 @lowering("iota_2x32_shape")
 def lower_iota_2x32_shape(ctx: LoweringContext, *, shape: Any) -> list[Edge]:
     size = math.prod(shape)
-    if size > np.iinfo(np.int32).max:
+    if not dimensions.is_symbolic(size) and size > np.iinfo(np.int32).max:
         raise ctx.unsupported(f"{size} random numbers at once; split the key, and draw fewer")
 
     def body() -> list[jax.Array]:
@@ -154,7 +155,7 @@ def restore_random_seed(seeds: Any, *, impl: bytes) -> Any:
 
 @lowering("random_split")
 def lower_random_split(ctx: LoweringContext, keys: Edge, *, shape: Any) -> list[Edge]:
-    sizes = tuple(int(size) for size in shape)
+    sizes = ints(shape)
     return lower_by_implementation(ctx, keys, lambda impl, key: impl.split(key, sizes), shape=sizes)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
+from jaxmeta import dimensions, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -32,6 +32,8 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 def _shape_constant(ctx: LoweringContext, sizes: Sequence[int]) -> Edge:
     """Returns a Const of sizes, int32 where they fit."""
+    if dimensions.is_symbolic(tuple(sizes)):
+        return ctx.constant(sizes)
     array = np.asarray(ints(sizes), dtype=np.int64)
     return ctx.constant(
         array if array.size and array.max() > _INT32_MAX else array.astype(np.int32)
@@ -143,11 +145,11 @@ def lower_broadcast_in_dim(
     attrs = {PRIMITIVE_ATTR: "broadcast_in_dim", "_jax_broadcast_dimensions": dims}
     if dims == tuple(range(rank - len(dims), rank)):
         return ctx.node("BroadcastTo", x, _shape_constant(ctx, out_shape))
-    if math.prod(size or 0 for size in x.shape) == math.prod(out_shape):
+    if math.prod(ints(x.shape)) == math.prod(out_shape):
         return ctx.node("Reshape", x, _shape_constant(ctx, out_shape), **attrs)
-    aligned = [1] * rank
+    aligned: list[Any] = [1] * rank
     for axis, size in zip(dims, x.shape, strict=True):
-        aligned[axis] = int(size or 0)
+        aligned[axis] = size
     return ctx.composite(
         "broadcast_in_dim",
         lambda a: lax.broadcast_in_dim(lax.reshape(a, aligned), out_shape, range(rank)),
@@ -163,7 +165,7 @@ def broadcast_to(input: Any, shape: np.ndarray[Any, Any]) -> Any:
     return lax.broadcast_in_dim(input, sizes, range(len(sizes) - np.ndim(input), len(sizes)))
 
 
-@restores("broadcast_in_dim")
+@restores("broadcast_in_dim", static=("sizes",))
 def restore_broadcast_in_dim(
     x: Any,
     sizes: np.ndarray[Any, Any] | None = None,

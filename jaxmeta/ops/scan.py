@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import binding, jaxprs, values
+from jaxmeta import binding, dimensions, jaxprs, values
+from jaxmeta.dimensions import Size
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, bools, example, f32, i32, lowering, restores
 from jaxmeta.ops._operands import avals_of
@@ -38,11 +39,18 @@ def lower_scan(
 ) -> list[Edge]:
     del num_consts, num_carry, ft_in, ft_out  # one of these pairs is there; see scan_counts
     del linear, _split_transpose  # how its derivative is made, which JAX decides anew
-    if not isinstance(length, (int, np.integer)):
-        raise ctx.unsupported(f"a scan over a symbolic length {length}; give its size")
     consts, carry = jaxprs.scan_counts(ctx.eqn.params)
     body = ctx.function(jaxpr, "scan_body")
-    loop = _ScanLoop(body, int(length), bool(reverse), consts, carry, tuple(ctx.out_avals))
+    shapes = [length, *(edge.shape for edge in inputs), *(aval.shape for aval in ctx.out_avals)]
+    loop = _ScanLoop(
+        body,
+        dimensions.plain(length),
+        bool(reverse),
+        consts,
+        carry,
+        tuple(ctx.out_avals),
+        bool(ctx.size_operands(jaxpr, needed=dimensions.is_symbolic(shapes))[0]),
+    )
     return ctx.call(
         loop.build(ctx, inputs),
         *inputs,
@@ -61,31 +69,37 @@ class _ScanLoop:
     """A scan as a StatelessWhile over an index, the operands and the results filled so far."""
 
     body: str
-    length: int
+    length: Size
     reverse: bool
     num_consts: int
     num_carry: int
     out_avals: tuple[Any, ...]
+    is_sized: bool
 
     def build(self, ctx: LoweringContext, inputs: Sequence[Edge]) -> str:
         """Returns the name of the library function that scans."""
         index = jax.ShapeDtypeStruct((), np.int32)
         avals = avals_of(inputs)
         stacked = list(self.out_avals[self.num_carry :])
-        cond = ctx.build_function("scan_cond", [index, *avals, *stacked], self._fill_cond)
-        step = ctx.build_function("scan_step", [index, *avals, *stacked], self._fill_step)
+        cond, step = (
+            ctx.build_function(name, [index, *avals, *stacked], fill, takes_sizes=self.is_sized)
+            for name, fill in (("scan_cond", self._fill_cond), ("scan_step", self._fill_step))
+        )
 
         def fill(loop: LoweringContext, operands: list[Edge]) -> list[Edge]:
+            sizes, attrs = loop.size_operands(needed=self.is_sized)
+            index = loop.constant(0, np.int32)
             results = loop.node(
                 "StatelessWhile",
-                [loop.constant(0, np.int32), *operands, *(_zeros(loop, a) for a in stacked)],
+                [*sizes, index, *operands, *(_zeros(loop, a) for a in stacked)],
                 cond=values.FunctionRef(cond),
                 body=values.FunctionRef(step),
-            )
+                **attrs,
+            )[len(sizes) :]
             carry = 1 + self.num_consts
             return [*results[carry : carry + self.num_carry], *results[1 + len(operands) :]]
 
-        return ctx.build_function("scan", avals, fill)
+        return ctx.build_function("scan", avals, fill, takes_sizes=self.is_sized)
 
     def _fill_cond(self, ctx: LoweringContext, operands: list[Edge]) -> list[Edge]:
         return ctx.node("Less", operands[0], ctx.constant(self.length, np.int32))
@@ -107,7 +121,8 @@ class _ScanLoop:
             _write_slice(ctx, whole, y, place, len(aval.shape))
             for whole, y, aval in zip(stacked, ys, self.out_avals[self.num_carry :], strict=True)
         ]
-        return [next_count, *rest[: self.num_consts], *carry, *xs, *stacked]
+        sizes, _ = ctx.size_operands(needed=self.is_sized)
+        return [*sizes, next_count, *rest[: self.num_consts], *carry, *xs, *stacked]
 
 
 def _zeros(ctx: LoweringContext, aval: Any) -> Edge:

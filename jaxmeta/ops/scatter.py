@@ -36,6 +36,7 @@ from jaxmeta.ops._indexing import (
     as_int32,
     index_of,
     mode_from_name,
+    vector_of_sizes,
     vectors_last,
 )
 from jaxmeta.ops._operands import BOOL, ints
@@ -150,7 +151,7 @@ def _clamp(
     single = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     window = iter(update_shape[d] for d in numbers.update_window_dims)
     last = [size - (1 if axis in single else next(window)) for axis, size in enumerate(shape)]
-    limits = np.asarray([last[d] for d in numbers.scatter_dims_to_operand_dims], indices.dtype)
+    limits = vector_of_sizes([last[d] for d in numbers.scatter_dims_to_operand_dims], indices.dtype)
     upper = lax.broadcast_in_dim(limits, indices.shape, (indices.ndim - 1,))
     return lax.max(lax.min(indices, upper), jnp.zeros_like(indices))
 

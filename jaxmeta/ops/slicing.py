@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes
+from jaxmeta import dimensions, dtypes
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
+from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import avals_of, ints
 
 
@@ -56,25 +57,17 @@ def strided_slice(
     if (
         is_plain
         and len(starts) == input.ndim
-        and all(
-            0 <= start <= limit <= size and step > 0
-            for start, limit, step, size in zip(starts, limits, steps, input.shape, strict=True)
+        and dimensions.holds(
+            lambda: all(
+                0 <= start <= limit <= size and step > 0
+                for start, limit, step, size in zip(starts, limits, steps, input.shape, strict=True)
+            ),
+            otherwise=True,
         )
     ):
         return lax.slice(input, starts, limits, None if set(steps) <= {1} else steps)
-    index: list[Any] = []
-    for i, (start, limit, step) in enumerate(zip(starts, limits, steps, strict=True)):
-        bit = 1 << i
-        if ellipsis_mask & bit:
-            index.append(Ellipsis)
-        elif new_axis_mask & bit:
-            index.append(None)
-        elif shrink_axis_mask & bit:
-            index.append(start)
-        else:
-            first = None if begin_mask & bit else start
-            index.append(slice(first, None if end_mask & bit else limit, step))
-    return input[tuple(index)]
+    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
+    return input[index_of_slices(starts, limits, steps, masks)]
 
 
 example(lambda x: lax.slice(x, (1, 0), (3, 4)), f32(3, 4))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
+from jaxmeta import dimensions, dtypes, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
@@ -106,9 +106,8 @@ def _max_pool_padding(x: Edge, window: Window) -> str | None:
     ):
         return None
     if not any(side for pair in window.padding for side in pair):
-        fits = all(
-            size <= full for size, full in zip(window.dimensions, ints(x.shape), strict=True)
-        )
+        sizes = zip(window.dimensions, ints(x.shape), strict=True)
+        fits = dimensions.holds(lambda: all(size <= full for size, full in sizes))
         return "VALID" if fits else None
     same = same_padding(ints(x.shape), window.dimensions, window.strides, (1, 1, 1, 1))
     return "SAME" if same == window.padding else None
@@ -125,7 +124,7 @@ def _reduce_window_node(
         ctx.constant(window.strides, np.int32),
         ctx.constant(window.base_dilation, np.int32),
         ctx.constant(window.dilation, np.int32),
-        ctx.constant(np.asarray(window.padding, np.int32).reshape(-1, 2)),
+        ctx.constant(np.asarray(window.padding).reshape(-1, 2), np.int32),
         computation=function,
         **attrs,
     )
@@ -294,12 +293,12 @@ def lower_cumulative_extremum(
     kind = name.removeprefix("cum")
     ones = (1,) * len(shape)
     # Each place sees all before it: a window as long as the axis, padded on one side.
-    size = max(shape[axis], 1)
-    pads = [(0, 0)] * len(shape)
+    size = dimensions.maximum(shape[axis], 1)
+    pads: list[Any] = [(0, 0)] * len(shape)
     pads[axis] = (0, size - 1) if reverse else (size - 1, 0)
-    dimensions = [1] * len(shape)
-    dimensions[axis] = size
-    window = Window.of(dimensions, ones, pads)
+    window_sizes: list[Any] = [1] * len(shape)
+    window_sizes[axis] = size
+    window = Window.of(window_sizes, ones, pads)
     dtype = dtypes.dtype_from_number(x.number)
     return _reduce_window_node(
         ctx,

@@ -54,7 +54,7 @@ def lower_select_and_scatter_add(
         operand,
         ctx.constant(window.dimensions, np.int32),
         ctx.constant(window.strides, np.int32),
-        ctx.constant(np.asarray(window.padding, np.int32).reshape(-1, 2)),
+        ctx.constant(np.asarray(window.padding).reshape(-1, 2), np.int32),
         source,
         ctx.constant(zero(dtype)),
         select=select,
