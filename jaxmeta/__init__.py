@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import get_default_graph as get_default_graph
 from jaxmeta.building import reset_default_graph as reset_default_graph
@@ -55,12 +56,16 @@ from jaxmeta.construction import variables_initializer as variables_initializer
 from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
 from jaxmeta.coordinator import Coordinator as Coordinator
+from jaxmeta.custom_calls import allow_custom_calls as allow_custom_calls
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import CustomCallError as CustomCallError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
+from jaxmeta.errors import DerivativeError as DerivativeError
+from jaxmeta.errors import DtypeError as DtypeError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FeedTypeError as FeedTypeError
 from jaxmeta.errors import FinalizedGraphError as FinalizedGraphError
@@ -89,6 +94,7 @@ from jaxmeta.handles import Operation as Operation
 from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.handles import Tensor as Tensor
 from jaxmeta.handles import Variable as Variable
+from jaxmeta.loading import load as load
 from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
 from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
 from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
@@ -104,7 +110,6 @@ from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
 from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
 from jaxmeta.saver import Saver as Saver
 from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.saver import load as load
 from jaxmeta.session import InteractiveSession as InteractiveSession
 from jaxmeta.session import Session as Session
 from jaxmeta.session import get_default_session as get_default_session

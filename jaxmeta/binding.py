@@ -14,7 +14,14 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
-from jaxmeta.jaxprs import SCAN_LAYOUT_PARAMS, abstract, make_jaxpr, open_jaxpr, subjaxprs
+from jaxmeta.jaxprs import (
+    SCAN_LAYOUT_PARAMS,
+    abstract,
+    abstract_slice,
+    make_jaxpr,
+    open_jaxpr,
+    subjaxprs,
+)
 
 
 def bind_cond(
@@ -81,7 +88,7 @@ def bind_scan(
     unroll: int,
 ) -> list[Any]:
     """Binds ``scan`` with its operands in the given order; `lax.scan` would sort them anew."""
-    slices = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in xs]
+    slices = [abstract_slice(x) for x in xs]
     jaxpr = make_jaxpr(body, [*map(abstract, [*constants, *init]), *slices])
     num_ys = len(jaxpr.out_avals) - len(init)
     layout = _scan_layout(len(constants), len(init), len(xs), num_ys)

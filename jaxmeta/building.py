@@ -11,6 +11,7 @@ import jax
 from jaxmeta import (
     default_graphs,
     dtypes,
+    editing,
     elementary,
     errors,
     graph,
@@ -87,6 +88,7 @@ class Graph(graph.GraphBuilder):
         *args: Any,
         updates: int | Mapping[int, int] | None = None,
         donate: bool = True,
+        carry_custom_calls: Sequence[str] = (),
         **kwargs: Any,
     ) -> Signature:
         """Traces a function into the graph as an entry point.
@@ -102,6 +104,11 @@ class Graph(graph.GraphBuilder):
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
+            carry_custom_calls: platforms (``cpu``, ``cuda``, ``rocm``, ``tpu``) for which what has
+                no node form, such as a Pallas kernel or a call through FFI, is carried as the
+                compiler's own module in an ``XlaCallModule`` node. It then runs on these platforms
+                only, under `allow_custom_calls`, has no derivative, and is readable for as long as
+                `jax.export` reads it. What calls Python is refused all the same.
             **kwargs: more of the same, by name.
 
         Raises:
@@ -133,7 +140,7 @@ class Graph(graph.GraphBuilder):
                 "functools.partial"
             )
         placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
-        scope = signature_nodes.SignatureNodes(self, name, fn, flat)
+        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls)
         call_outputs = scope.add_call(traced)
         signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr
@@ -147,6 +154,34 @@ class Graph(graph.GraphBuilder):
         return printing.graph_def_to_text(
             self.as_graph_def(), scope=scope, functions=functions, defaults=defaults
         )
+
+    # --- edited copies
+
+    def replace(self, old: Tensor | str, new: Any) -> Graph:
+        """Returns a copy in which what took one tensor takes another; see `editing.replace`."""
+        return editing.replace(self, old, new)
+
+    def insert(
+        self, tensor: Tensor | str, fn: Callable[[Any], Any], name: str | None = None
+    ) -> Graph:
+        """Returns a copy in which what took a tensor takes ``fn`` of it; see `editing.insert`."""
+        return editing.insert(self, tensor, fn, name)
+
+    def cut(self, tensor: Tensor | str, name: str | None = None) -> Graph:
+        """Returns a copy in which a tensor is fed, not computed; see `editing.cut`."""
+        return editing.cut(self, tensor, name)
+
+    def rename(self, names: Mapping[str, str]) -> Graph:
+        """Returns a copy in which nodes or scopes have other names; see `editing.rename`."""
+        return editing.rename(self, names)
+
+    def prune(self, fetches: Any) -> Graph:
+        """Returns a copy with only what some fetches need; see `editing.prune`."""
+        return editing.prune(self, fetches)
+
+    def merge(self, other: graph.GraphBuilder, scope: str) -> Graph:
+        """Returns a copy that holds another graph too, in a scope; see `editing.merge`."""
+        return editing.merge(self, other, scope)
 
     def _repr_html_(self) -> str:
         return printing.graph_to_html(self)

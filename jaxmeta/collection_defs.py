@@ -83,6 +83,8 @@ def collection_to_proto(
         _write_registered(proto, name, items, to_proto, export_scope)
         return
     kinds = {_item_kind(item) for item in items}
+    if kinds == {"node", "variable"} and name not in VARIABLE_COLLECTIONS:
+        kinds = {"node"}  # a variable among tensors is written as they are, by its name
     if len(kinds) != 1 or None in kinds:
         found = sorted({type(item).__name__ for item in items})
         raise errors.AttrError(
@@ -111,7 +113,7 @@ def collection_to_proto(
 
 
 def _is_plain(item: Any) -> bool:
-    return isinstance(item, (str, bytes, Tensor, graph.Operation))
+    return isinstance(item, (str, bytes, Tensor, graph.Operation, any_pb2.Any))
 
 
 def _write_registered(

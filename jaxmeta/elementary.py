@@ -140,6 +140,10 @@ def _as_array(value: Any, dtype: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(value)
     if array.dtype.kind in "SU":
         array = array.astype(object)
+    if array.dtype == object:
+        bad = [item for item in array.ravel() if not isinstance(item, (str, bytes))]
+        if bad:
+            raise errors.GraphTypeError(f"{bad[0]!r} cannot be converted to a tensor")
     if not hasattr(value, "dtype"):
         array = _with_default_width(array)
     if dtype is None:

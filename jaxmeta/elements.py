@@ -42,6 +42,11 @@ class ElementContainer(NodeContainer):
         """Records the static shape of a tensor, ``node:0``, which no attr of its node says."""
         self._shapes[tensor_name] = shape
 
+    @property
+    def recorded_shapes(self) -> Mapping[str, values.Shape | None]:
+        """The shapes that were recorded, by the tensors' names."""
+        return self._shapes
+
     def output_shape(self, name: str, index: int) -> values.Shape | None:
         """Returns the static shape of an output, or None."""
         return self.recorded_shape(name, index)

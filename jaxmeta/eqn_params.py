@@ -15,6 +15,20 @@ _PLAIN_POLICIES: Final = (
     "dots_with_no_batch_dims_saveable",
 )
 
+_POLICIES_OF_NAMES: Final = (
+    "save_only_these_names",
+    "save_any_names_but_these",
+    "save_anything_except_these_names",
+)
+_POLICY_CLASSES: Final = {
+    "SaveOnlyTheseNames": "save_only_these_names",
+    "SaveAnyNamesButThese": "save_any_names_but_these",
+}
+_OFFLOADED_DOTS: Final = "offload_dot_with_no_batch_dims"
+_OFFLOADED_NAMES: Final = "save_and_offload_only_these_names"
+_BOTH: Final = "save_from_both_policies"
+_THEN: Final = "|"  # between the two lists that a policy takes
+
 
 def policy_to_names(policy: Any) -> tuple[str, ...] | None:
     """Returns a checkpoint policy as its name and arguments, or None where it has no name.
@@ -26,22 +40,56 @@ def policy_to_names(policy: Any) -> tuple[str, ...] | None:
     for name in _PLAIN_POLICIES:
         if policy == getattr(jax.checkpoint_policies, name):
             return (name,)
-    names = getattr(policy, "names", None)
-    if type(policy).__name__ == "SaveOnlyTheseNames" and names is not None:
-        return ("save_only_these_names", *sorted(names))
+    factory = _POLICY_CLASSES.get(type(policy).__name__)
+    if factory is not None:
+        (names,) = vars(policy).values()
+        return (factory, *sorted(names))
     factory = getattr(policy, "__qualname__", "").split(".")[0]
-    closure = getattr(policy, "__closure__", None)
-    if factory == "save_only_these_names" and closure:
-        return (factory, *sorted(closure[0].cell_contents))
+    closure = _closure(policy)
+    if factory in _POLICIES_OF_NAMES:
+        return (factory, *sorted(next(iter(closure.values()), ())))
+    if factory == _OFFLOADED_DOTS:
+        return (factory, closure["offload_src"], closure["offload_dst"])
+    if factory == _OFFLOADED_NAMES:
+        named = {key.removesuffix("_set"): value for key, value in closure.items()}
+        saved = sorted(named["names_which_can_be_saved"])
+        offloaded = sorted(named["names_which_can_be_offloaded"])
+        return (factory, named["offload_src"], named["offload_dst"], *saved, _THEN, *offloaded)
+    if factory == _BOTH:
+        first, second = (policy_to_names(part) for part in closure.values())
+        return None if None in (first, second) else (factory, *first, _THEN, *second)  # type: ignore[misc]
     return None
+
+
+def _closure(policy: Any) -> dict[str, Any]:
+    """Returns what a function made within another one closes over, by name."""
+    cells = getattr(policy, "__closure__", None) or ()
+    names = policy.__code__.co_freevars if cells else ()
+    return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
 
 
 def policy_from_names(names: Sequence[str]) -> Callable[..., Any] | None:
     """Returns the checkpoint policy for what `policy_to_names` gave."""
     if not names:
         return None
-    policy: Callable[..., Any] = getattr(jax.checkpoint_policies, names[0])
-    return policy(*names[1:]) if names[0] == "save_only_these_names" else policy
+    factory, *arguments = names
+    policy: Callable[..., Any] = getattr(jax.checkpoint_policies, factory)
+    if factory in _POLICIES_OF_NAMES or factory == _OFFLOADED_DOTS:
+        return policy(*arguments)  # type: ignore[no-any-return]
+    if factory == _OFFLOADED_NAMES:
+        src, dst, *rest = arguments
+        middle = rest.index(_THEN)
+        return policy(
+            names_which_can_be_saved=rest[:middle],
+            names_which_can_be_offloaded=rest[middle + 1 :],
+            offload_src=src,
+            offload_dst=dst,
+        )
+    if factory == _BOTH:
+        middle = arguments.index(_THEN)
+        parts = arguments[:middle], arguments[middle + 1 :]
+        return policy(*map(policy_from_names, parts))  # type: ignore[no-any-return]
+    return policy
 
 
 def inline_to_name(inline: Any) -> str:

@@ -18,6 +18,7 @@
     ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
+    ├─ CustomCallError(PermissionError)  a loaded program would run custom calls unasked
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
@@ -33,6 +34,8 @@
     │  └─ UnreadableFileError(OSError)   a file is missing, or is no such file at all
     ├─ ArgumentTypeError(TypeError)      an argument is of the wrong kind
     ├─ CheckpointError(ValueError)       checkpoint and graph differ, or no checkpoint is there
+    │  └─ CheckpointTypeError(TypeError) what is to be saved or restored is of another kind
+    ├─ NotBuiltError(RuntimeError)       a saver was told to wait for `build()`, and used before
     ├─ MissingPackageError(ImportError)  what was asked for needs a package that is not installed
     └─ CheckpointPathError(RuntimeError) a checkpoint would take the state file's name
 
@@ -100,6 +103,10 @@ class UnsupportedOpError(JaxmetaError, NotImplementedError):
     """A graph holds ops that have no kernel."""
 
 
+class CustomCallError(JaxmetaError, PermissionError):
+    """A loaded program carries custom calls, and the caller did not allow them."""
+
+
 class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
 
@@ -150,6 +157,14 @@ class ArgumentTypeError(JaxmetaError, TypeError):
 
 class CheckpointError(JaxmetaError, ValueError):
     """A checkpoint is missing or unreadable, or does not fit the graph."""
+
+
+class CheckpointTypeError(CheckpointError, TypeError):
+    """What is to be saved or restored is no variable, or what holds it no session or state."""
+
+
+class NotBuiltError(JaxmetaError, RuntimeError):
+    """A saver that was made with ``defer_build=True`` is used before `Saver.build`."""
 
 
 class CheckpointPathError(JaxmetaError, RuntimeError):

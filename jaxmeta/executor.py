@@ -37,6 +37,8 @@ from jaxmeta.plans import State as State
 from jaxmeta.plans import Step
 
 _EMPTY: Final = inspect.Parameter.empty
+_MOST_SIZES: Final = 32  # as many as an array has axes
+_NO_STEP: Final = -1
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -192,6 +194,7 @@ class _Planner:
         self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
         self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
+        self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
         self.references: set[int] = set()
         self.is_host = False
 
@@ -229,8 +232,11 @@ class _Planner:
         refs = output_refs(node)
         run = self._bind_kernel(node, kernel, len(refs))
         env = self.env
+        self._fold_inputs(node, kernel, inputs)
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
             run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
+        elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
+            self.foldable[len(env)] = len(self.steps)
         if kernel.is_host:
             self.is_host = True
         if kernel.has_references or self.references:
@@ -289,9 +295,11 @@ class _Planner:
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
             self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
-            self.add_place(name, value)
+            place = self.add_place(name, value)
             if value.dtype == object:
                 self.is_host = True
+            elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
+                self.foldable[place] = _NO_STEP
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
@@ -349,6 +357,31 @@ class _Planner:
             return run
         keywords = self._keywords(node, kernel)
         return lambda *inputs: run(*inputs, **keywords)
+
+    def _fold_inputs(
+        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, inputs: Sequence[int]
+    ) -> None:
+        """Makes inputs sizes that are computed of constants, where the node needs them as such.
+
+        TensorFlow writes such arithmetic where a shape is made of numbers; elsewhere it stays
+        among the computations, where JAX has it.
+        """
+        if node.op in _definition.HOST_KERNELS and not self.sizes.isdisjoint(inputs):
+            needed: Iterable[int] = inputs
+        else:
+            needed = [inputs[index] for index in kernel.static if index < len(inputs)]
+        for place in needed:
+            self._fold(place)
+
+    def _fold(self, place: int) -> None:
+        index = self.foldable.get(place, _NO_STEP)
+        if index == _NO_STEP or place in self.sizes:
+            return
+        run, places, output, outputs, kernel, node = self.steps[index]
+        for earlier in places:
+            self._fold(earlier)
+        run = self._with_sizes(node, kernel, run, [place])
+        self.steps[index] = (run, places, output, outputs, kernel, node)
 
     def _with_sizes(
         self,
@@ -451,7 +484,9 @@ class _Planner:
 
 # What a step needs to know of its kernel where the op table has none.
 _PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
-_RESULT_NODE: Final = graph_pb2.NodeDef(name="result", op="Identity")
+_RESULT_NODE: Final = graph_pb2.NodeDef(
+    name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
+)
 _CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 

@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -63,6 +63,16 @@ class Signature:
     constraints: tuple[str, ...] = ()
     in_shardings: tuple[shardings.Recorded | None, ...] = ()
     out_shardings: tuple[shardings.Recorded | None, ...] = ()
+
+    def renamed(self, name: str, rename: Callable[[str], str]) -> Signature:
+        """Returns it under another name, with other names for what it refers to."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            arguments=trees.rename_leaves(self.arguments, rename),
+            results=trees.rename_leaves(self.results, rename),
+            train_op=rename(self.train_op) if self.train_op else "",
+        )
 
 
 def refuse_repeated_names(nodes: Sequence[graph_pb2.NodeDef]) -> None:
@@ -268,7 +278,12 @@ class GraphBuilder(ElementContainer):
         taken = sorted(added.keys() & self._nodes.keys())
         if taken:
             raise errors.GraphError(errors.list_offenders("these nodes are not unique:", taken))
-        self._nodes.update(added)
+        controls = self._controls.for_inputs(())
+        self._nodes.update(
+            {name: _with_controls(node, controls) for name, node in added.items()}
+            if controls
+            else added
+        )
         self._names.mark_all(added)
 
     # --- variables and collections
@@ -337,6 +352,11 @@ class GraphBuilder(ElementContainer):
             self.add_to_collection(TRAINABLE_VARIABLES, variable)
         return variable
 
+    def record_result_shapes(self, results: trees.Tree) -> None:
+        """Records the shapes of a signature's results, which are tensors of the graph."""
+        for leaf in trees.leaves(results):
+            self.record_shape(leaf.name, leaf.shape)
+
     def register_variable(self, variable: Variable) -> None:
         """Makes a variable known whose nodes are in the graph."""
         self._variables[variable.op_name] = variable
@@ -398,6 +418,15 @@ def _producers(inputs: Sequence[Any]) -> set[str]:
     """Returns the names of the nodes whose outputs a node takes."""
     edges = [edge for item in inputs for edge in (item if isinstance(item, list) else [item])]
     return {edge.ref.split(":", 1)[0] for edge in edges}
+
+
+def _with_controls(node: graph_pb2.NodeDef, controls: Sequence[str]) -> graph_pb2.NodeDef:
+    """Returns a copy of a node that runs after others, too."""
+    copied = graph_pb2.NodeDef()
+    copied.CopyFrom(node)
+    known = set(node.input)
+    copied.input.extend(f"^{name}" for name in controls if f"^{name}" not in known)
+    return copied
 
 
 def _operation_name(element: Tensor | Operation) -> str:

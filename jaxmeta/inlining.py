@@ -20,6 +20,7 @@ from jaxmeta._proto import graph_pb2
 
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _FUNCTION_ATTR: Final = "f"
+_LOOP_ATTR: Final = "_jax_body"  # on a call that stands for a loop: the function of one iteration
 _Nodes = Mapping[str, graph_pb2.NodeDef]
 
 
@@ -134,6 +135,8 @@ def _called_function(
     target: graph.GraphBuilder, node: graph_pb2.NodeDef
 ) -> graph_pb2.FunctionDef | None:
     """Returns the function that a node calls once, or None."""
+    if _LOOP_ATTR in node.attr:
+        return None
     if node.op in _CALLS:
         return target.functions.get(node.attr[_FUNCTION_ATTR].func.name)
     return target.functions.get(node.op)
@@ -143,13 +146,14 @@ def _refuse_repeated_bodies(node: graph_pb2.NodeDef, name: str) -> None:
     bodies = [
         attr
         for attr, value in node.attr.items()
-        if not attr.startswith("_") and (value.HasField("func") or len(value.list.func))
+        if (value.HasField("func") or len(value.list.func))
+        and (attr == _LOOP_ATTR or not attr.startswith("_"))
     ]
     if bodies:
         raise errors.GraphError(
             f"{name!r} lies inside {node.name!r} ({node.op}), whose functions "
-            f"({', '.join(sorted(bodies))}) run any number of times: there is not one value to "
-            f"fetch or feed. Fetch what the node returns: {node.name + ':0'!r}"
+            f"({', '.join(sorted(bodies))}) run any number of times, or not at all: there is not "
+            f"one value to fetch or feed. Fetch what the node returns: {node.name + ':0'!r}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
@@ -205,9 +206,85 @@ def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
     return jax.make_jaxpr(fn)(*avals)
 
 
-def abstract(value: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak."""
+def abstract(value: Any) -> Any:
+    """Returns the shape and dtype of an array, scalar or tracer, and whether its type is weak.
+
+    Where the type says more, as inside of `jax.shard_map` or on explicit axes, it is the aval.
+    """
+    aval = jax.typeof(value)
+    if is_on_mesh(aval):
+        return aval
     return jax.ShapeDtypeStruct(np.shape(value), value.dtype, weak_type=is_weak(value))
+
+
+def is_on_mesh(aval: Any) -> bool:
+    """Returns whether the type of an array says how it lies on a mesh."""
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    return mesh is not None and not mesh.empty
+
+
+def abstract_slice(value: Any) -> Any:
+    """Returns what `abstract` would of a slice of an array along its first axis."""
+    aval = jax.typeof(value)
+    if is_on_mesh(aval):
+        sliced = make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False), [aval])
+        return sliced.out_avals[0]
+    return jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+
+
+def without_sharding(aval: Any) -> jax.ShapeDtypeStruct:
+    """Returns an aval that says nothing about a mesh."""
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=is_weak(aval))
+
+
+def is_inside_shard_map() -> bool:
+    """Returns whether the body of a `jax.shard_map` is being traced just now."""
+    return jax.sharding.AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
+def inside_shard_map(
+    mesh: Any, axes: Sequence[str], check_vma: bool, run: Callable[[], Any]
+) -> Any:
+    """Returns what a function returns that is called where a mesh's axes are manual.
+
+    There, and only there, bodies of `jax.shard_map` can be traced.
+    """
+    found: list[Any] = []
+
+    def body() -> jax.Array:
+        found.append(run())
+        return jax.numpy.zeros(())
+
+    is_nested = is_inside_shard_map()
+    spread = jax.shard_map(
+        body,
+        mesh=None if is_nested else getattr(mesh, "abstract_mesh", mesh),
+        in_specs=(),
+        out_specs=jax.sharding.PartitionSpec(),
+        axis_names=frozenset(axes),
+        check_vma=check_vma,
+    )
+    jax.eval_shape(spread)
+    return found[0]
+
+
+def axis_size(axes: Sequence[str]) -> int:
+    """Returns on how many devices the body of a `jax.shard_map` runs along some axes."""
+    return int(np.prod([lax.axis_size(axis) for axis in axes], dtype=np.int64))
+
+
+def bind_all_to_all(
+    x: Any, axis_name: Any, split_axis: int, concat_axis: int, groups: Any, *, tiled: bool
+) -> Any:
+    """Binds ``all_to_all``; `lax.all_to_all` would reshape what is not tiled once more."""
+    return lax.all_to_all_p.bind(
+        x,
+        axis_name=axis_name,
+        split_axis=split_axis,
+        concat_axis=concat_axis,
+        axis_index_groups=groups and tuple(map(tuple, groups)),
+        tiled=tiled,
+    )
 
 
 def is_weak(value: Any) -> bool:

@@ -18,6 +18,7 @@ from jaxmeta import (
     jaxprs,
     nodes,
     pausing,
+    sharded_functions,
     shardings,
     signature_nodes,
     specs,
@@ -81,7 +82,7 @@ class _Entry:
         ins, outs = self._shardings()
         if not (any(ins) or any(outs)):
             return jax.jit(fn, **self._donation())
-        return _ShardedFunction(
+        return sharded_functions.ShardedFunction(
             fn,
             self._donation(),
             ins,
@@ -206,60 +207,6 @@ def _updated_leaves(signature: Signature) -> dict[str, str]:
     return pairs
 
 
-class _ShardedFunction:
-    """A function under `jax.jit` with a sharding for each array, of whatever trees it is given.
-
-    The shardings that jit takes are trees of the arguments' own classes, which are known only when
-    the arguments are there; each kind of arguments has a jitted function of its own.
-    """
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        options: Mapping[str, Any],
-        ins: Sequence[Any],
-        out_tree: Callable[[Sequence[Any]], Any],
-    ) -> None:
-        self._fn = fn
-        self._options = options
-        self._ins = ins
-        self._out_tree = out_tree
-        self._jitted: dict[Any, Any] = {}
-        self.__name__ = self.__qualname__ = fn.__name__
-        self.__doc__ = fn.__doc__
-
-    def _for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        structure = jax.tree.structure((tuple(args), dict(kwargs)))
-        if structure not in self._jitted:
-            options = dict(self._options)
-            if (
-                any(self._ins)
-                and not kwargs
-                and len(jax.tree.leaves((args, kwargs))) == len(self._ins)
-            ):
-                options["in_shardings"], _ = jax.tree.unflatten(structure, self._ins)
-            outs = self._out_tree(args)
-            if outs is not None:
-                options["out_shardings"] = outs
-            self._jitted[structure] = jax.jit(self._fn, **options)
-        return self._jitted[structure]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._for(args, kwargs)(*args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the function lowered for arguments, as of `jax.jit`."""
-        return self._for(args, kwargs).lower(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the function traced for arguments, as of `jax.jit`."""
-        return self._for(args, kwargs).trace(*args, **kwargs)
-
-    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns shapes and dtypes of the results, as of `jax.jit`."""
-        return self._for(args, kwargs).eval_shape(*args, **kwargs)
-
-
 def _paths(tree: Any) -> list[str]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(path) for path, _ in flat]
@@ -337,6 +284,23 @@ class Program:
         """
         recorded = recorded_mesh(self.graph)
         return None if recorded is None else self.placement.mesh(recorded)
+
+    def input_shardings(self, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns how what an entry point takes was spread, on the mesh at hand.
+
+        Its (args, kwargs), as trees of `jax.sharding.NamedSharding`, or None where an array was on
+        one device or there is no mesh: ``jax.device_put(batch, run.input_shardings("step")[0][1])``
+        spreads a batch as at first.
+        """
+        signature = self.graph.signatures[name]
+        found = []
+        for index, leaf in enumerate(trees.leaves(signature.arguments)):
+            recorded = signature.in_shardings[index] if signature.in_shardings else None
+            node = self.graph.node(leaf.name.split(":")[0])
+            own = self.placement.sharding(recorded or shardings.sharding_from_attrs(node.attr))
+            found.append(self.placement.overrides.get(leaf.name, own))
+        args, kwargs = trees.build(signature.arguments, iter(found))
+        return args, kwargs
 
     @property
     def state(self) -> Any:

@@ -7,15 +7,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
-from google.protobuf import message
-
-from jaxmeta import building, default_sessions, errors
+from jaxmeta import building, collection_registry, default_sessions, errors, renaming
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.collection_registry import GraphKeys
 from jaxmeta.coordinator import Coordinator
 from jaxmeta.graph import Operation
-
-QUEUE_RUNNERS: Final = "queue_runners"
-"""The collection that `add_queue_runner` adds to, and `start_queue_runners` starts."""
 
 # Numbers as in TensorFlow's error_codes.proto.
 _ERROR_CODES: Final[dict[type[BaseException], int]] = {
@@ -187,13 +183,12 @@ class QueueRunner:
         if export_scope and not self.name.startswith(export_scope):
             return None
         proto = meta_graph_pb2.QueueRunnerDef(
-            queue_name=_without_scope(self.name, export_scope),
-            close_op_name=_without_scope(self.close_op.name, export_scope),
-            cancel_op_name=_without_scope(self.cancel_op.name, export_scope),
+            queue_name=self.name,
+            enqueue_op_name=[op.name for op in self.enqueue_ops],
+            close_op_name=self.close_op.name,
+            cancel_op_name=self.cancel_op.name,
         )
-        proto.enqueue_op_name.extend(
-            _without_scope(op.name, export_scope) for op in self.enqueue_ops
-        )
+        renaming.rename_proto(proto, lambda name: renaming.strip_name_scope(name, export_scope))
         proto.queue_closed_exception_types.extend(self._codes)  # type: ignore[arg-type]
         return proto
 
@@ -212,8 +207,7 @@ class QueueRunner:
         target = building.get_default_graph()
 
         def operation(name: str) -> Operation:
-            scoped = f"{import_scope.rstrip('/')}/{name}" if import_scope else name
-            return target.get_operation_by_name(scoped)
+            return target.get_operation_by_name(renaming.prepend_name_scope(name, import_scope))
 
         self.queue = operation(proto.queue_name.split(":")[0])
         self.enqueue_ops = [operation(name) for name in proto.enqueue_op_name]
@@ -226,10 +220,6 @@ class QueueRunner:
         ]
 
 
-def _without_scope(name: str, scope: str | None) -> str:
-    return name.removeprefix(f"{scope.rstrip('/')}/") if scope else name
-
-
 def _run_quietly(sess: Any, operation: Operation) -> None:
     """Runs an operation that closes a queue, which may be closed already, or the session."""
     try:
@@ -238,7 +228,7 @@ def _run_quietly(sess: Any, operation: Operation) -> None:
         return
 
 
-def add_queue_runner(qr: QueueRunner, collection: str = QUEUE_RUNNERS) -> None:
+def add_queue_runner(qr: QueueRunner, collection: str = GraphKeys.QUEUE_RUNNERS) -> None:
     """Adds a QueueRunner to a collection of the default graph, from which it is started."""
     building.get_default_graph().add_to_collection(collection, qr)
 
@@ -248,7 +238,7 @@ def start_queue_runners(
     coord: Coordinator | None = None,
     daemon: bool = True,
     start: bool = True,
-    collection: str = QUEUE_RUNNERS,
+    collection: str = GraphKeys.QUEUE_RUNNERS,
 ) -> list[threading.Thread]:
     """Makes the threads of all QueueRunners in a collection of the session's graph.
 
@@ -284,15 +274,9 @@ def start_queue_runners(
     return threads
 
 
-def queue_runner_from_bytes(content: bytes, import_scope: str | None = None) -> QueueRunner:
-    """Returns the QueueRunner of a serialized QueueRunnerDef, in the default graph.
-
-    Raises:
-        FormatError: it cannot be parsed.
-        GraphError: a name is not in the graph.
-    """
-    try:
-        proto = meta_graph_pb2.QueueRunnerDef.FromString(content)
-    except message.DecodeError as error:
-        raise errors.FormatError(f"this is no QueueRunnerDef: {error}") from None
-    return QueueRunner.from_proto(proto, import_scope)
+collection_registry.register_proto_function(
+    GraphKeys.QUEUE_RUNNERS,
+    meta_graph_pb2.QueueRunnerDef,
+    QueueRunner.to_proto,
+    QueueRunner.from_proto,
+)

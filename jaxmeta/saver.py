@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-import jax
-import numpy as np
-
 from jaxmeta import (
     building,
-    dtypes,
     errors,
     meta_graph,
     program,
-    signature_nodes,
-    trees,
-    values,
+    saveables,
+    saved_values,
+    saver_arguments,
+    saver_nodes,
 )
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.checkpoint import atomic, restoring, retention, slices, state
-from jaxmeta.checkpoint import orbax as orbax_checkpoint
-from jaxmeta.graph import Variable
-from jaxmeta.nodes import Edge
-from jaxmeta.program import Program
+from jaxmeta.checkpoint import atomic, retention, state
+from jaxmeta.checkpoint.background import BackgroundWriter
+from jaxmeta.checkpoint.orbax import CheckpointWriter
+from jaxmeta.checkpoint.tensor_bundle import TensorBundleWriter
+from jaxmeta.loading import META_SUFFIX, describe_neighbours
+from jaxmeta.loading import load as load
+from jaxmeta.loading import restore_variables as restore_variables
+from jaxmeta.saveables import Saveable
+from jaxmeta.saver_arguments import ORBAX, TENSOR_BUNDLE
+from jaxmeta.saver_nodes import SaverOptions
 from jaxmeta.session import Session
-from jaxmeta.shardings import Placement
 
-_META_SUFFIX: Final = "meta"
-_STRING_LIST_NAMES: Final = ("tensor_names", "shape_and_slices")
+_NAME_FIELDS: Final = ("filename_tensor_name", "save_tensor_name", "restore_op_name")
+_WRITERS: Final[dict[str, type[BackgroundWriter]]] = {
+    ORBAX: CheckpointWriter,
+    TENSOR_BUNDLE: TensorBundleWriter,
+}
 
 
 class Saver:
-    """Saves a graph and its variables as ``model-N.meta``, ``model-N/`` and ``checkpoint``.
+    """Saves a graph and its variables as ``model-N.meta``, ``model-N`` and ``checkpoint``.
 
     Saving runs in the background; `wait_until_finished`, the next save, and the end of the process
     wait for it. A process that is killed at any moment leaves the former checkpoint whole.
 
+    The arguments up to ``filename`` are those of ``tf.train.Saver``.
+
     Args:
-        graph: the graph; the default graph where None.
+        var_list: which variables: a dict of names in the checkpoint to variables (or to lists of
+            slices of one); or a list, set or tree of variables, under their own names. A graph
+            stands for all its global variables, when it is first saved. None stands for those that
+            the default graph has now.
+        reshape: whether arrays of other shapes, with as many elements, may be restored.
+        sharded: whether a TensorBundle has a file for each device of the graph's variables.
         max_to_keep: how many checkpoints stay; None or 0 keeps all.
         keep_checkpoint_every_n_hours: one checkpoint stays for each that many hours.
+        name: a scope for the nodes by which TensorFlow saves; ``save`` by default.
+        restore_sequentially: taken for TensorFlow's sake; all is restored at once.
+        saver_def: of nodes that are in the graph already; they say what is saved.
+        builder: must be None: there are no other ways to make the nodes.
+        defer_build: whether the nodes are made by `build` only.
+        allow_empty: whether there may be no variables; such a saver does nothing.
+        write_version: ``SaverDef.V2`` writes TensorBundles.
+        pad_step_number: whether the step takes eight digits at least in file names.
+        save_relative_paths: whether the file ``checkpoint`` names its directory, so that it cannot
+            be moved, or not (True).
+        filename: what TensorFlow saves to where none is fed.
+        graph: the graph, where ``var_list`` does not say it.
         asynchronous: whether `save` returns before the files are written.
+        checkpoint_format: ``"orbax"`` or ``"tensor_bundle"``; the former by default.
+
+    Raises:
+        CheckpointTypeError: ``var_list`` holds other things than variables.
+        CheckpointError: there are no variables, names come twice, or arguments contradict.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -60,17 +87,95 @@ class Saver:
 
     def __init__(
         self,
-        graph: building.Graph | None = None,
-        *,
+        var_list: Any = None,
+        reshape: bool = False,
+        sharded: bool = False,
         max_to_keep: int | None = 5,
         keep_checkpoint_every_n_hours: float = 10000.0,
+        name: str | None = None,
+        restore_sequentially: bool = False,
+        saver_def: meta_graph_pb2.SaverDef | None = None,
+        builder: None = None,
+        defer_build: bool = False,
+        allow_empty: bool = False,
+        write_version: int | None = None,
+        pad_step_number: bool = False,
+        save_relative_paths: bool = False,
+        filename: str | None = None,
+        *,
+        graph: building.Graph | None = None,
         asynchronous: bool = True,
+        checkpoint_format: str | None = None,
     ) -> None:
-        self.graph = graph if graph is not None else building.get_default_graph()
-        self._retention = retention.Retention(max_to_keep, keep_checkpoint_every_n_hours)
-        self._max_to_keep = max_to_keep or 0
-        self._keep_hours = keep_checkpoint_every_n_hours
-        self._writer = orbax_checkpoint.CheckpointWriter(blocking=not asynchronous)
+        del restore_sequentially
+        saver_arguments.check_arguments(var_list, graph, defer_build, builder, saver_def)
+        self._is_whole_graph = isinstance(var_list, building.Graph)
+        self._var_list = None if self._is_whole_graph else var_list
+        self.graph = saver_arguments.graph_of(var_list, graph)
+        self._format = saver_arguments.checkpoint_format(checkpoint_format, write_version)
+        self._options = SaverOptions(sharded, reshape, name, filename)
+        self._limits = max_to_keep or 0, keep_checkpoint_every_n_hours
+        self._allow_empty = allow_empty
+        self._pad_step_number = pad_step_number
+        self._save_relative_paths = save_relative_paths
+        self._saveables: list[Saveable] | None = None
+        self._saver_def = saver_def
+        if saver_def is not None:
+            self._adopt(saver_def, name)
+        elif not (defer_build or self._is_whole_graph):
+            self.build()
+        self._retention = retention.Retention(*self._limits)
+        self._writer = _WRITERS[self._format](blocking=not asynchronous)
+
+    def _adopt(self, saver_def: meta_graph_pb2.SaverDef, scope: str | None) -> None:
+        """Takes what is saved from nodes that are there."""
+        adopted = meta_graph_pb2.SaverDef()
+        adopted.CopyFrom(saver_def)
+        for field in _NAME_FIELDS:
+            found = getattr(saver_def, field)
+            if not found and field != "filename_tensor_name":
+                raise errors.CheckpointError(f"saver_def must specify the {field}: {saver_def}")
+            if scope:
+                setattr(adopted, field, f"{scope.rstrip('/')}/{found}")
+        self._saver_def = adopted
+        self._saveables = saver_nodes.read_saver_nodes(self.graph, adopted)
+        self._limits = adopted.max_to_keep, adopted.keep_checkpoint_every_n_hours
+
+    def build(self) -> None:
+        """Adds the nodes by which TensorFlow saves and restores; does nothing the second time.
+
+        Raises:
+            CheckpointTypeError, CheckpointError: see `Saver`.
+        """
+        if self._saveables is not None:
+            return
+        variables = self._var_list
+        if variables is None:
+            variables = saveables.of_graph(self.graph)
+        found = saveables.collect(variables, reshape=self._options.reshape)
+        if not found and not self._allow_empty and not self._is_whole_graph:
+            raise errors.CheckpointError(
+                "No variables to save: the graph has none; add some first, or give allow_empty=True"
+            )
+        if found:
+            self._saver_def = self._build_nodes(found)
+        self._saveables = found
+
+    def _build_nodes(self, found: list[Saveable]) -> meta_graph_pb2.SaverDef:
+        is_plain = self._is_whole_graph and self._options == SaverOptions()
+        there = self.graph.saver_def
+        if is_plain and there is not None:
+            known = saver_nodes.read_saver_nodes(self.graph, there)
+            if sorted(map(_identity, known)) == sorted(map(_identity, found)):
+                saver_def = meta_graph_pb2.SaverDef()
+                saver_def.CopyFrom(there)
+                saver_def.max_to_keep, saver_def.keep_checkpoint_every_n_hours = self._limits
+                return saver_def
+        saver_def = saver_nodes.add_saver_nodes(self.graph, found, self._options)
+        saver_def.max_to_keep, saver_def.keep_checkpoint_every_n_hours = self._limits
+        if there is None:
+            self.graph.saver_def = saver_def
+        return saver_def
 
     def __enter__(self) -> Self:
         return self
@@ -83,63 +188,129 @@ class Saver:
     ) -> None:
         self.wait_until_finished()
 
-    @property
-    def last_checkpoints(self) -> list[str]:
-        """The checkpoints that are kept, oldest first."""
-        return self._retention.last_checkpoints
-
     def wait_until_finished(self) -> None:
         """Waits until the last save is on disk and the ``checkpoint`` file names it."""
         self._writer.wait_until_finished()
+
+    # --- which checkpoints are kept
+
+    @property
+    def last_checkpoints(self) -> list[str]:
+        """The checkpoints that are kept, oldest first; waits for the save under way."""
+        self.wait_until_finished()
+        return self._retention.last_checkpoints
+
+    def set_last_checkpoints(self, last_checkpoints: Sequence[str]) -> None:
+        """Replaces the list of kept checkpoints by some of unknown age."""
+        self.wait_until_finished()
+        self._retention.set_last_checkpoints(last_checkpoints)
+
+    def set_last_checkpoints_with_time(
+        self, last_checkpoints_with_time: Sequence[tuple[str, float]]
+    ) -> None:
+        """Replaces the list of kept checkpoints by some, each with when it was made."""
+        self.wait_until_finished()
+        self._retention.set_last_checkpoints_with_time(last_checkpoints_with_time)
+
+    def recover_last_checkpoints(self, checkpoint_paths: Sequence[str]) -> None:
+        """Replaces the list of kept checkpoints by those of some that are there, after a crash."""
+        self.wait_until_finished()
+        self._retention.recover_last_checkpoints(checkpoint_paths, _modified)
 
     # --- saving
 
     def save(
         self,
-        state_or_session: Any,
+        sess: Any,
         save_path: str | os.PathLike[str],
-        global_step: int | Any | None = None,
+        global_step: Any = None,
         latest_filename: str | None = None,
-        meta_graph_suffix: str = _META_SUFFIX,
+        meta_graph_suffix: str = META_SUFFIX,
         write_meta_graph: bool = True,
         write_state: bool = True,
-    ) -> str:
+    ) -> str | None:
         """Saves and returns the checkpoint's prefix, ``save_path-global_step``.
 
         Args:
-            state_or_session: the tree that `Graph.variables` was given, with new arrays, or a
-                session. The arrays may be donated as soon as this returns.
-            save_path: the prefix of the files.
-            global_step: an int or a scalar array, appended to the prefix.
+            sess: a session, or the tree that `Graph.variables` was given, with new arrays. These
+                may be donated as soon as this returns.
+            save_path: the prefix of the files; its parents are made if missing.
+            global_step: an int or a scalar array; or a variable, tensor or its name, of which the
+                session, or for variables the state, has the value. It is appended to the prefix.
             latest_filename: of the state file; ``checkpoint`` by default.
             meta_graph_suffix: of the graph's file.
             write_meta_graph: whether to write the graph.
             write_state: whether to update the state file.
 
+        Returns:
+            The prefix. None for a saver that may be empty and is: only the graph is written.
+
         Raises:
-            CheckpointError: the state's leaves, shapes or dtypes are not the graph's.
+            CheckpointTypeError: ``sess`` is neither.
+            CheckpointError: the state's leaves, shapes or dtypes are not the graph's, or variables
+                have no value.
+            NotBuiltError: `build` was to be called first.
         """
-        _check_latest_filename(latest_filename)
+        found = self._built_saveables()
+        is_empty = not found and not self._is_whole_graph
+        saver_arguments.check_holder(sess, self.graph)
+        name = "checkpoint" if latest_filename is None else latest_filename
         prefix = os.fspath(save_path)
+        is_extended = global_step is not None or self._options.sharded
+        saver_arguments.check_latest_filename(name, prefix, is_extended=is_extended)
+        values = self._values(sess)
         if global_step is not None:
-            prefix = f"{prefix}-{int(global_step)}"
-        arrays = self._arrays(state_or_session)
+            step = saver_arguments.step_number(global_step, sess, values)
+            prefix = f"{prefix}-{step:08d}" if self._pad_step_number else f"{prefix}-{step}"
         graph_bytes = self._graph_bytes() if write_meta_graph else b""
+        graph_file = state.meta_graph_filename(prefix, meta_graph_suffix)
 
         def commit() -> None:
+            if not is_empty:
+                state.remove_other_formats(prefix, is_bundle=self._format == TENSOR_BUNDLE)
             if write_meta_graph:
-                atomic.write_file(f"{prefix}.{meta_graph_suffix}", graph_bytes)
-            if write_state:
-                self._record(prefix, latest_filename, meta_graph_suffix)
+                atomic.write_file(graph_file, graph_bytes)
+            if write_state and not is_empty:
+                self._record(prefix, name, meta_graph_suffix)
 
+        if is_empty:
+            commit()
+            return None
+        pairs = saved_values.values_to_save(found, values)
+        if self._format == TENSOR_BUNDLE:
+            arrays: Any = saved_values.bundle_files(pairs, self._options.sharded)
+        else:
+            arrays = saved_values.whole_arrays(pairs)
         self._writer.save(prefix, arrays, on_commit=commit)
         return prefix
 
-    def _graph_bytes(self) -> bytes:
-        proto = meta_graph.export_meta_graph(graph=self.graph, saver_def=self.as_saver_def())
-        return proto.SerializeToString(deterministic=True)
+    def _built_saveables(self) -> list[Saveable]:
+        if self._saveables is None and self._is_whole_graph:
+            self.build()
+        if self._saveables is None:
+            raise errors.NotBuiltError(
+                "`build()` should be called before save if defer_build==True"
+            )
+        if self._is_whole_graph:
+            self._refuse_new_variables(self._saveables)
+        return self._saveables
 
-    def _record(self, prefix: str, latest_filename: str | None, suffix: str) -> None:
+    def _refuse_new_variables(self, found: Sequence[Saveable]) -> None:
+        known = {saveable.variable.op_name for saveable in found}
+        new = [v.op_name for v in saveables.of_graph(self.graph) if v.op_name not in known]
+        if new:
+            raise errors.CheckpointError(
+                errors.list_offenders(
+                    "these variables were added to the graph after its saver was first used:",
+                    new,
+                    "Make a new Saver of the graph.",
+                )
+            )
+
+    def _graph_bytes(self) -> bytes:
+        return self.export_meta_graph().SerializeToString(deterministic=True)
+
+    def _record(self, prefix: str, latest_filename: str, suffix: str) -> None:
         dropped = self._retention.record(prefix, made=time.time())
         kept = self._retention.last_checkpoints_with_time or [(prefix, time.time())]
         state.update_checkpoint_state(
@@ -148,31 +319,50 @@ class Saver:
             all_model_checkpoint_paths=[path for path, _ in kept],
             latest_filename=latest_filename,
             all_model_checkpoint_timestamps=[made for _, made in kept],
-            save_relative_paths=True,
+            save_relative_paths=self._save_relative_paths,
         )
         if dropped is not None:
             state.remove_checkpoint(dropped, suffix)
 
-    def _arrays(self, state_or_session: Any) -> dict[str, Any]:
-        target = self.graph
-        if isinstance(state_or_session, Session):
-            arrays = dict(state_or_session.values)
-            missing = [name for name in target.variable_names if name not in arrays]
-            if missing:
-                raise errors.CheckpointError(
-                    errors.list_offenders("these variables have no value to save:", missing)
-                )
-            return arrays
-        return {**target.constants, **program.physical_values(target, state_or_session)}
+    def _values(self, sess: Any) -> Mapping[str, Any]:
+        if isinstance(sess, Session):
+            return sess.values
+        return {**self.graph.constants, **program.physical_values(self.graph, sess)}
 
-    def as_saver_def(self) -> meta_graph_pb2.SaverDef:
-        """Returns the SaverDef by which TensorFlow saves and restores; adds its nodes at need."""
-        if self.graph.saver_def is None:
-            saver_def = _add_saver_nodes(self.graph)
-            saver_def.max_to_keep = self._max_to_keep
-            saver_def.keep_checkpoint_every_n_hours = self._keep_hours
-            self.graph.saver_def = saver_def
-        return self.graph.saver_def
+    # --- protos
+
+    def as_saver_def(self) -> meta_graph_pb2.SaverDef | None:
+        """Returns the SaverDef by which TensorFlow saves and restores; adds its nodes at need.
+
+        None for a saver of no variables.
+        """
+        if self._is_whole_graph:
+            self.build()
+        return self._saver_def
+
+    def to_proto(self, export_scope: str | None = None) -> meta_graph_pb2.SaverDef | None:
+        """Returns the SaverDef, without a scope of its names; None if they are not all in it."""
+        saver_def = self.as_saver_def()
+        if saver_def is None or export_scope is None:
+            return saver_def
+        scope = export_scope.rstrip("/") + "/"
+        stripped = meta_graph_pb2.SaverDef()
+        stripped.CopyFrom(saver_def)
+        for field in _NAME_FIELDS:
+            name = getattr(saver_def, field)
+            if not name.startswith(scope):
+                return None
+            setattr(stripped, field, name.removeprefix(scope))
+        return stripped
+
+    @staticmethod
+    def from_proto(saver_def: meta_graph_pb2.SaverDef, import_scope: str | None = None) -> Saver:
+        """Returns the saver of nodes of the default graph, which may be below a scope.
+
+        Raises:
+            GraphError, FormatError: they are not there, or not a saver's.
+        """
+        return Saver(saver_def=saver_def, name=import_scope)
 
     def export_meta_graph(
         self,
@@ -203,50 +393,38 @@ class Saver:
 
     def restore(
         self,
-        session: Session,
-        save_path: str | os.PathLike[str],
+        sess: Any,
+        save_path: str | os.PathLike[str] | None,
         *,
         shardings: Any = None,
-    ) -> None:
-        """Gives the session's variables the values of a checkpoint.
+    ) -> Any:
+        """Gives a session's variables the values of a checkpoint.
 
         Args:
-            session: whose variables they are.
-            save_path: what `save` returned.
+            sess: the session; or a tree as `save` takes it, of arrays or `jax.ShapeDtypeStruct`.
+            save_path: what `save` returned: an Orbax directory, a TensorBundle, or a V1
+                checkpoint.
             shardings: see `load`; by default all is on one device.
 
+        Returns:
+            None, or the tree with the restored arrays; what the saver does not save stays.
+
         Raises:
+            CheckpointTypeError: ``sess`` is neither.
             CheckpointError: there is no such checkpoint, or names, shapes or dtypes differ from
                 the graph's; all differences are listed.
         """
+        found = self._built_saveables()
+        saver_arguments.check_holder(sess, self.graph)
         self.wait_until_finished()
+        if not found:
+            return None
         wanted = program.override_shardings(self.graph, shardings)
-        session.values.update(restore_variables(self.graph, save_path, wanted))
-
-
-def _check_latest_filename(latest_filename: str | None) -> None:
-    if latest_filename and os.path.split(latest_filename)[0]:
-        raise errors.CheckpointError("'latest_filename' must not contain path components")
-
-
-def restore_variables(
-    target: building.Graph,
-    save_path: str | os.PathLike[str],
-    shardings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the values of all variables of a graph from a checkpoint, as the graph holds them."""
-    requests = {
-        name: _request(target.variable(name), (shardings or {}).get(name))
-        for name in target.variable_names
-    }
-    return restoring.restore(save_path, requests)
-
-
-def _request(variable: Variable, sharding: Any = None) -> restoring.Request:
-    info = variable.save_slice_info
-    part = slices.parse_slice_spec(info.spec) if info is not None else None
-    name = info.full_name if info is not None else variable.op_name
-    return restoring.Request(name, variable.shape, variable.dtype, part, sharding)
+        restored = saved_values.restore(found, _check_checkpoint(save_path), wanted)
+        if isinstance(sess, Session):
+            sess.values.adopt(restored)
+            return None
+        return saved_values.replace_values(self.graph, sess, restored)
 
 
 def import_meta_graph(
@@ -254,7 +432,7 @@ def import_meta_graph(
     clear_devices: bool = False,
     import_scope: str | None = None,
     **kwargs: Any,
-) -> Saver:
+) -> Saver | None:
     """Adds a MetaGraphDef to the default graph and returns a saver for its variables.
 
     Args:
@@ -264,167 +442,41 @@ def import_meta_graph(
         **kwargs: input_map, unbound_inputs_col_name, restore_collections_predicate and
             return_elements, as in `meta_graph.import_scoped_meta_graph`.
 
+    Returns:
+        The saver of its ``saver_def``; where it has none, one of all the graph's variables, or
+        None where there are no variables.
+
     Raises:
         FormatError, UnsupportedOpError, GraphError: see `meta_graph.import_graph`.
     """
     target = building.get_default_graph()
-    meta_graph.add_meta_graph(
+    imported = meta_graph.add_meta_graph(
         meta_graph_or_file,
         target,
         clear_devices=clear_devices,
         import_scope=import_scope,
         **kwargs,
     )
-    return Saver(target)
+    if imported.saver_def is not None:
+        return Saver(saver_def=imported.saver_def, graph=target)
+    return Saver(target) if saveables.of_graph(target) else None
 
 
-def load(
-    path: str | os.PathLike[str] | None,
-    mesh: jax.sharding.Mesh | None = None,
-    shardings: Any = None,
-) -> Program:
-    """Returns the program in a checkpoint: its entry points and its state.
-
-    Arrays that were spread over devices are so again: each device, and each process, reads its
-    own part.
-
-    Args:
-        path: what `Saver.save` or `latest_checkpoint` returned, the ``.meta`` file beside it, or
-            the directory of the ``checkpoint`` file.
-        mesh: takes the place of the recorded mesh; its axes have the same names, any size, or are
-            some of them. Where None, the recorded mesh is made anew if there are exactly as many
-            devices; else all is on one device.
-        shardings: for the state, instead of the recorded ones: one for all, a tree like the state,
-            or a function of a variable's name and `jax.ShapeDtypeStruct`.
-
-    Raises:
-        ShardingError: the mesh does not divide the arrays; all such are listed.
-        CheckpointError: there is no checkpoint, or it does not fit the graph.
-        FormatError: the graph's file is missing, damaged, or of a newer version.
-    """
-    prefix = _find_prefix(path)
-    meta_file = f"{prefix}.{_META_SUFFIX}"
-    if not os.path.exists(meta_file) and not state.checkpoint_exists(prefix):
-        raise errors.CheckpointError(f"no checkpoint at {prefix}; {_describe_neighbours(prefix)}")
-    target = meta_graph.import_graph(meta_file)
-    placement = Placement(mesh, program.override_shardings(target, shardings))
-    wanted = program.variable_shardings(target, placement)
-    physical = restore_variables(target, prefix, wanted)
-    recorded = _recorded_names(target)
-    logical = {}
-    for name, value in physical.items():
-        if name in recorded:
-            logical[name] = program.logical_value(value, target.variable(name))
-        else:
-            target.constants[name] = np.asarray(value)
-    return Program(target, logical, placement)
-
-
-def _recorded_names(target: building.Graph) -> set[str]:
-    return {leaf.name for tree in target.state_trees.values() for leaf in trees.leaves(tree)}
-
-
-def _describe_neighbours(prefix: str) -> str:
-    directory, name = os.path.split(prefix)
-    try:
-        names = os.listdir(directory or ".")
-    except OSError:
-        return f"the directory {directory} is not there either"
-    close = difflib.get_close_matches(name, names)
-    return f"close: {', '.join(sorted(close))}" if close else f"{directory} has nothing like it"
-
-
-def _find_prefix(path: str | os.PathLike[str] | None) -> str:
-    if path is None:
+def _check_checkpoint(save_path: str | os.PathLike[str] | None) -> str:
+    if save_path is None:
+        raise errors.CheckpointError("Can't load save_path when it is None.")
+    prefix = os.fspath(save_path)
+    if not state.checkpoint_exists(prefix):
         raise errors.CheckpointError(
-            "there is no checkpoint to load: latest_checkpoint() found none. Is the directory "
-            "right, and did a save finish?"
+            f"The passed save_path is not a valid checkpoint: {prefix}; "
+            f"{describe_neighbours(prefix)}"
         )
-    name = os.fspath(path)
-    if name.endswith(f".{_META_SUFFIX}"):
-        return name.removesuffix(f".{_META_SUFFIX}")
-    if os.path.isfile(os.path.join(name, "checkpoint")):
-        latest = state.latest_checkpoint(name)
-        if latest is None:
-            raise errors.CheckpointError(f"{name}: its 'checkpoint' file names no checkpoint")
-        return latest
-    return name.rstrip(os.sep)
+    return prefix
 
 
-# --- TensorFlow's own way to save and restore -------------------------------------------------
+def _modified(prefix: str) -> float | None:
+    return next(iter(state.get_checkpoint_mtimes([prefix])), None)
 
 
-def _add_saver_nodes(target: building.Graph) -> meta_graph_pb2.SaverDef:
-    """Adds the nodes that TensorFlow runs to save and restore; returns how they are called."""
-    with target.name_scope("save") as scope:
-        variables = sorted(map(target.variable, target.variable_names), key=lambda v: v.op_name)
-        filename = _add_filename(target)
-        lists = [v.op_name for v in variables], ["" for _ in variables]
-        if variables:
-            _add_save(target, filename, lists, variables)
-        (saved,) = target.add_node(
-            "Identity",
-            [filename],
-            {},
-            "control_dependency",
-            control_inputs=[f"{scope}SaveV2"] if variables else [],
-        )
-        assigned = _add_restore(target, filename, lists, variables) if variables else []
-        target.add_node("NoOp", [], {}, "restore_all", control_inputs=assigned)
-        return meta_graph_pb2.SaverDef(
-            filename_tensor_name=f"{filename.ref}:0",
-            save_tensor_name=f"{saved.ref}:0",
-            restore_op_name=f"{scope}restore_all",
-            version=meta_graph_pb2.SaverDef.V2,
-        )
-
-
-def _string_constant(target: building.Graph, strings: list[str], name: str) -> Edge:
-    array = np.array([text.encode() for text in strings], dtype=object)
-    return _constant(target, array, name)
-
-
-def _constant(target: building.Graph, array: Any, name: str) -> Edge:
-    proto = values.tensor_to_proto(array)
-    (edge,) = target.add_node("Const", [], {"dtype": proto.dtype, "value": proto}, name)
-    return edge
-
-
-def _add_filename(target: building.Graph) -> Edge:
-    edge = _constant(target, np.array(b"model", dtype=object), "filename/input")
-    for name in ("filename", "Const"):
-        (edge,) = target.add_node("PlaceholderWithDefault", [edge], {"shape": ()}, name)
-    return edge
-
-
-def _add_save(
-    target: building.Graph, filename: Edge, lists: tuple[list[str], list[str]], variables: Any
-) -> None:
-    names, slices = (
-        _string_constant(target, strings, f"SaveV2/{name}")
-        for name, strings in zip(_STRING_LIST_NAMES, lists, strict=True)
-    )
-    tensors = [signature_nodes.read_edge(variable) for variable in variables]
-    target.add_node("SaveV2", [filename, names, slices, tensors], {}, "SaveV2")
-
-
-def _add_restore(
-    target: building.Graph, filename: Edge, lists: tuple[list[str], list[str]], variables: Any
-) -> list[str]:
-    names, slices = (
-        _string_constant(target, strings, f"RestoreV2/{name}")
-        for name, strings in zip(_STRING_LIST_NAMES, lists, strict=True)
-    )
-    restored = target.add_node(
-        "RestoreV2",
-        [filename, names, slices],
-        {"dtypes": [variable.dtype for variable in variables]},
-        "RestoreV2",
-    )
-    assigned = []
-    for variable, edge in zip(variables, restored, strict=True):
-        (value,) = target.add_node("Identity", [edge], {}, "Identity")
-        handle = Edge(variable.op_name, dtypes.RESOURCE)
-        target.add_node("AssignVariableOp", [handle, value], {}, "AssignVariableOp")
-        assigned.append(target.last_node_name)
-    return assigned
+def _identity(saveable: Saveable) -> tuple[str, str, str, bool]:
+    return saveable.name, saveable.variable.op_name, saveable.slice_spec, saveable.reshape

@@ -11,7 +11,8 @@ from typing import Any, Final
 import jax
 from jax import export
 
-from jaxmeta import dtypes, errors, executor, ordering, values
+from jaxmeta import dtypes, errors, executor, op_defs, ordering, values
+from jaxmeta._proto import graph_pb2
 from jaxmeta.graph import GraphBuilder
 from jaxmeta.ops import _definition
 
@@ -30,10 +31,7 @@ def infer_shape(target: GraphBuilder, tensor_name: str) -> values.Shape | None:
     symbols = _symbols()
     try:
         for node in ordering.sort_nodes(target.nodes, [node_name]):
-            kernel = _definition.KERNELS.get(node.op)
-            if kernel is not None and not kernel.must_be_fed and not kernel.is_stateful:
-                continue
-            if kernel is None and node.op in target.functions:
+            if _runs_on_shapes(target, node):
                 continue
             known = _known_outputs(target, node.name, symbols)
             if not known and node.op not in _HANDLES:
@@ -47,6 +45,16 @@ def infer_shape(target: GraphBuilder, tensor_name: str) -> values.Shape | None:
     except (errors.JaxmetaError, TypeError, ValueError, NotImplementedError, ArithmeticError):
         return None  # not known, as TensorFlow says of what it has no shape function for
     return tuple(int(size) if isinstance(size, int) else None for size in found.shape)
+
+
+def _runs_on_shapes(target: GraphBuilder, node: graph_pb2.NodeDef) -> bool:
+    """Returns whether a node gives its outputs' shapes for those of its inputs alone."""
+    if "Tin" in node.attr and dtypes.RESOURCE in node.attr["Tin"].list.type:
+        return False
+    kernel = _definition.KERNELS.get(node.op)
+    if kernel is None:
+        return node.op == "Const" or node.op in target.functions
+    return not kernel.must_be_fed and not op_defs.is_stateful(node.op)
 
 
 def _known_outputs(

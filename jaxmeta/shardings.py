@@ -349,7 +349,7 @@ class Placement:
     def has_recorded_shape(self, recorded: AbstractMesh) -> bool:
         """Returns whether there is a mesh, with the sizes that were recorded."""
         mesh = self.mesh(recorded)
-        return mesh is not None and _shape(mesh) == _shape(recorded)
+        return mesh is not None and shape_of(mesh) == shape_of(recorded)
 
     def sharding(self, recorded: Recorded | None) -> NamedSharding | None:
         """Returns a recorded sharding over this placement's mesh, or None."""
@@ -375,7 +375,8 @@ class Placement:
         return self.sharding(make_recorded(mesh, text)) if text else None
 
 
-def _shape(mesh: Mesh | AbstractMesh) -> dict[Any, int]:
+def shape_of(mesh: Mesh | AbstractMesh) -> dict[Any, int]:
+    """Returns the sizes of a mesh's axes by name."""
     return dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
 
 
@@ -399,7 +400,7 @@ def restrict(spec: PartitionSpec, axes: Sequence[Any]) -> PartitionSpec:
 
 def indivisible(name: str, shape: Sequence[int], sharding: NamedSharding) -> list[str]:
     """Returns a line for each dimension of an array that its sharding does not divide."""
-    sizes = _shape(sharding.mesh)
+    sizes = shape_of(sharding.mesh)
     lines = []
     for axis, entry in enumerate(sharding.spec.partitions):
         names = entry if isinstance(entry, tuple) else (entry,)

@@ -25,14 +25,6 @@ _FACTS: Final = (
 )
 
 
-def rename_tree(tree: trees.Tree, rename: renaming.Rename) -> trees.Tree:
-    """Returns a record whose leaves have other names."""
-    if isinstance(tree, trees.Leaf):
-        return dataclasses.replace(tree, name=rename(tree.name))
-    children = tuple(rename_tree(child, rename) for child in tree.children)
-    return dataclasses.replace(tree, children=children)
-
-
 # --- writing -----------------------------------------------------------------------------------
 
 
@@ -66,24 +58,14 @@ def entries_in_scope(
     signatures = {}
     for name, signature in target.signatures.items():
         if is_whole(signature.arguments) and is_whole(signature.results):
-            signatures[rename(name)] = _rename_signature(signature, rename(name), rename)
+            signatures[rename(name)] = signature.renamed(rename(name), rename)
     scope = export_scope.removesuffix("/")
     states = {
-        "" if name == scope else rename(name): rename_tree(tree, rename)
+        "" if name == scope else rename(name): trees.rename_leaves(tree, rename)
         for name, tree in target.state_trees.items()
         if is_whole(tree)
     }
     return Entries(signatures, states)
-
-
-def _rename_signature(signature: Signature, name: str, rename: renaming.Rename) -> Signature:
-    return dataclasses.replace(
-        signature,
-        name=name,
-        arguments=rename_tree(signature.arguments, rename),
-        results=rename_tree(signature.results, rename),
-        train_op=rename(signature.train_op) if signature.train_op else "",
-    )
 
 
 def write_entries(meta_graph: meta_graph_pb2.MetaGraphDef, entries: Entries) -> None:
@@ -172,7 +154,7 @@ class EntryReader:
         calls = {
             node.attr[signature_nodes.SIGNATURE_ATTR].s.decode(errors="replace"): node
             for node in added.values()
-            if node.op == "PartitionedCall" and signature_nodes.SIGNATURE_ATTR in node.attr
+            if signature_nodes.SIGNATURE_ATTR in node.attr
         }
         for name, concrete in sorted(meta_graph.object_graph_def.concrete_functions.items()):
             if name.startswith(TREE_PREFIX):
@@ -186,7 +168,7 @@ class EntryReader:
 
     def _read_state(self, name: str, concrete: meta_graph_pb2.SavedConcreteFunction) -> None:
         tree = trees.tree_from_proto(concrete.output_signature)
-        tree = rename_tree(tree, self._rename)
+        tree = trees.rename_leaves(tree, self._rename)
         known = self._graph.variable_names
         unknown = [leaf.name for leaf in trees.leaves(tree) if leaf.name not in known]
         if unknown:
@@ -209,12 +191,13 @@ class EntryReader:
         if not self._rename.is_identity:
             scoped = "/".join(filter(None, [self._rename.scope, name]))
             new_name = _unused_name(scoped, self._graph.signatures)
-            signature = _rename_signature(signature, new_name, self._rename)
+            signature = signature.renamed(new_name, self._rename)
             write_attrs(node, Entries({new_name: signature}, {}), new_name)
         elif name in self._graph.signatures:
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         _check_signature(signature, self._graph)
         self._graph.signatures[signature.name] = signature
+        self._graph.record_result_shapes(signature.results)
 
 
 def _unused_name(name: str, taken: Mapping[str, Any]) -> str:

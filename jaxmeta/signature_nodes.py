@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxmeta import (
     dimensions,
+    discharging,
     dtypes,
     errors,
     graph,
@@ -45,10 +46,12 @@ class SignatureNodes:
         name: str,
         fn: Callable[..., Any],
         flat: Sequence[tuple[Any, Any]],
+        carries: Sequence[str] = (),
     ) -> None:
         self._graph = target
         self._name = name
         self._flat = flat
+        self._carries = carries
         self._leaf_names = _argument_names(fn, [path for path, _ in flat])
         self._tensors: list[str] = []
         self.call_name = name
@@ -56,11 +59,12 @@ class SignatureNodes:
     def add_call(self, traced: Any) -> list[Edge]:
         """Adds the function, its inputs and the node that calls it; returns its outputs."""
         target = self._graph
-        constants = jaxprs.jaxpr_constants(traced.jaxpr)
-        tracing = trace.Tracing.into(target)
+        jaxpr = discharging.without_refs(traced.jaxpr)
+        constants = jaxprs.jaxpr_constants(jaxpr)
+        tracing = trace.Tracing.into(target, self._carries)
         specs = [_edge_spec(value) for value in constants]
         function = trace.lower_function(
-            tracing, traced.jaxpr, self._name, self._leaf_names, constants=specs
+            tracing, jaxpr, self._name, self._leaf_names, constants=specs
         )
         tracing.commit(self._name)
         # Only now, so that a trace that fails leaves the graph as it was.
@@ -172,6 +176,7 @@ class SignatureNodes:
             lambda _, leaf: specs.physical_leaf(f"{self.call_name}:{next(results)}", leaf),
         )
         impls = tuple(specs.physical(leaf)[0] for leaf in jax.tree.leaves(traced.out_info))
+        self._graph.record_result_shapes(result_tree)
         train_op = self._add_updates(by_leaf, result_tree, updates) if updates else ""
         return Signature(
             name=self._name,

@@ -14,6 +14,8 @@ from jaxmeta.ops import _definition
 # Primitives that call a function of the user's: its name tells more than theirs.
 _CALLING_PRIMITIVES: Final = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat")
 
+_NAME_ATTR: Final = "_jax_name"  # of the user's function, whatever the function here is called
+
 
 class StagedNodes(nodes.FunctionBody):
     """A body whose nodes will be those of a graph, once it is complete.
@@ -97,14 +99,20 @@ class NodeIndex:
             for name in sorted(node.attr)
             if name != nodes.KEY_IMPL_ATTR
             and not _is_rule(name, node.attr[name])
-            and (op_def is None or op_defs.attr_default(op_def, name) != node.attr[name])
+            and not _is_default(op_def, name, node.attr[name])
         )
         return node.op, tuple(ref.removesuffix(":0") for ref in inputs), attrs
 
 
+def _is_default(op_def: graph_pb2.OpDef | None, name: str, value: graph_pb2.AttrValue) -> bool:
+    if op_def is None or name.startswith("_"):
+        return False
+    return op_defs.attr_default(op_def, name) == value
+
+
 def _is_rule(name: str, value: graph_pb2.AttrValue) -> bool:
     """Returns whether an attr holds a derivative rule, which does not change what a node gives."""
-    return name.startswith(_definition.JAX_ATTR_PREFIX) and _names_functions(value)
+    return name.startswith(_definition.JAX_ATTR_PREFIX) and bool(_named_functions(value))
 
 
 def inline(
@@ -201,20 +209,51 @@ def merge_functions(
         else:
             by_content[_content(function)] = function.signature.name
             kept.append(function)
+    renamed = _with_short_names(renamed, kept)
+    for function in kept:
+        _rename_function(function, renamed)
     for node in live:
-        if node.op in renamed:
-            wanted = staged.wanted_names[node.name]
-            prefix = wanted.removesuffix(node.op)
-            if prefix != wanted:
-                staged.wanted_names[node.name] = prefix + renamed[node.op]
+        wanted = staged.wanted_names[node.name]
+        prefix = wanted.removesuffix(node.op)
+        if node.op in renamed and prefix != wanted:
+            staged.wanted_names[node.name] = prefix + renamed[node.op]
         _rename_calls(node, renamed)
     return kept
 
 
+def _with_short_names(
+    renamed: Mapping[str, str], kept: Sequence[graph_pb2.FunctionDef]
+) -> dict[str, str]:
+    """Returns new names by old ones: of functions that are the same, the shortest of theirs."""
+    names = {function.signature.name: [function.signature.name] for function in kept}
+    for name, same in renamed.items():
+        if same in names:
+            names[same].append(name)
+    best = {name: min(group, key=lambda n: (len(n), n)) for name, group in names.items()}
+    final = {name: best.get(same, same) for name, same in [*renamed.items(), *best.items()]}
+    return {name: new for name, new in final.items() if name != new}
+
+
+def _rename_function(function: graph_pb2.FunctionDef, renamed: Mapping[str, str]) -> None:
+    name = function.signature.name
+    new = renamed.get(name, name)
+    for node in function.node_def:
+        _rename_calls(node, renamed)
+        for attr_name, value in node.attr.items():
+            if value.s == name.encode() and attr_name != _NAME_ATTR:
+                value.s = new.encode()
+    function.signature.name = new
+
+
 def _content(function: graph_pb2.FunctionDef) -> bytes:
-    """Returns all of a function but its name."""
+    """Returns all of a function but its name, by which a derivative rule may link to itself."""
     copied = graph_pb2.FunctionDef()
     copied.CopyFrom(function)
+    own_name = function.signature.name.encode()
+    for node in copied.node_def:
+        for attr_name, value in node.attr.items():
+            if value.s == own_name and attr_name != _NAME_ATTR:
+                value.s = b""
     copied.signature.name = ""
     return copied.SerializeToString(deterministic=True)
 
@@ -224,12 +263,13 @@ def _rename_calls(node: graph_pb2.NodeDef, renamed: Mapping[str, str]) -> None:
         return
     node.op = renamed.get(node.op, node.op)
     for value in node.attr.values():
-        for function in (value.func, *value.list.func) if _names_functions(value) else ():
+        for function in _named_functions(value):
             function.name = renamed.get(function.name, function.name)
 
 
-def _names_functions(value: graph_pb2.AttrValue) -> bool:
-    return value.WhichOneof("value") == "func" or bool(value.list.func)
+def _named_functions(value: graph_pb2.AttrValue) -> list[graph_pb2.NameAttrList]:
+    """Returns the parts of an attr that name functions."""
+    return [value.func] if value.WhichOneof("value") == "func" else list(value.list.func)
 
 
 def called_functions(

@@ -27,7 +27,7 @@ from jaxmeta import (
 )
 from jaxmeta._proto import graph_pb2
 from jaxmeta.nodes import Edge
-from jaxmeta.ops import _definition, _not_lowered
+from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
 
 _ADVICE: Final = (
@@ -66,11 +66,17 @@ class Tracing:
     sized: set[str] = dataclasses.field(default_factory=set)
     """The functions that take the sizes of all of them."""
     is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
+    carries: tuple[str, ...] = ()
 
     @classmethod
-    def into(cls, target: graph.GraphBuilder) -> Tracing:
-        """Returns a new trace whose functions will be added to a graph."""
-        return cls(target, dict(target.functions))
+    def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:
+        """Returns a new trace whose functions will be added to a graph.
+
+        Args:
+            target: the graph.
+            carries: for which platforms an eqn without a node form is carried as a module.
+        """
+        return cls(target, dict(target.functions), carries=tuple(carries))
 
     def stage(self, function: graph_pb2.FunctionDef) -> None:
         """Makes a function known to the bodies of this trace."""
@@ -272,7 +278,13 @@ class Lowerer:
                     ) from None
                 raise
         except (_NoNodeFormError, errors.DtypeError) as error:
-            self._tracing.offenders[self._describe_offender(eqn, str(error))] = None
+            reason = str(error)
+            if self._tracing.carries and not _not_lowered.runs_python(eqn.primitive.name):
+                try:
+                    return custom_calls.carry(self, inputs, self._tracing.carries)
+                except _NoNodeFormError as also:
+                    reason = f"{reason}; {also}"
+            self._tracing.offenders[self._describe_offender(eqn, reason)] = None
             return [Edge("unsupported", _number(var.aval)) for var in eqn.outvars]
         return list(outputs)
 

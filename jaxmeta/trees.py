@@ -67,6 +67,10 @@ class Branch:
 Tree = Leaf | Branch
 
 
+NOTHING: Final = Branch("none", "builtins.NoneType", (), ())
+"""The record of None."""
+
+
 def describe(tree: Any, make_leaf: Callable[[tuple[Any, ...], Any], Leaf]) -> Tree:
     """Returns the record of a pytree.
 
@@ -143,6 +147,14 @@ def leaves(tree: Tree) -> Iterator[Leaf]:
         return
     for child in tree.children:
         yield from leaves(child)
+
+
+def rename_leaves(tree: Tree, rename: Callable[[str], str]) -> Tree:
+    """Returns a record whose leaves have other names."""
+    if isinstance(tree, Leaf):
+        return dataclasses.replace(tree, name=rename(tree.name))
+    children = tuple(rename_leaves(child, rename) for child in tree.children)
+    return dataclasses.replace(tree, children=children)
 
 
 def structure(tree: Tree) -> jax.tree_util.PyTreeDef:
@@ -323,7 +335,7 @@ def tree_from_proto(proto: struct_pb2.StructuredValue) -> Tree:
             raise errors.FormatError(f"the tree's leaf {spec.name!r} has no rank")
         return Leaf(spec.name, shape, spec.dtype)
     if kind is None or kind == "none_value":
-        return Branch("none", "builtins.NoneType", (), ())
+        return NOTHING
     if kind in ("list_value", "tuple_value"):
         items = getattr(proto, kind).values
         children = tuple(tree_from_proto(item) for item in items)

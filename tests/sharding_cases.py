@@ -1,13 +1,15 @@
 """Programs with shardings, for processes with several devices; `test_sharding.py` starts these.
 
 ``python sharding_cases.py save DIR`` saves each case and trains it for some steps; with ``load DIR
-MESH`` it trains what is loaded, and prints for each case how that compares, as JSON.
+MESH`` it trains what is loaded, and prints for each case how that compares, as JSON. ``move DIR``
+saves what it loads anew, and a state without shardings, which ``spread DIR`` loads.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -138,7 +140,71 @@ def explicit() -> Any:
     return jax.jit(descend(loss), donate_argnums=0), state, batch
 
 
-CASES = {case.__name__: case for case in (data_parallel, transformer_block, explicit)}
+def collectives() -> Any:
+    """A loss of what every collective gives, inside of scan, remat and a nested shard_map."""
+    mesh = make_mesh((4, 2))
+    state = {
+        "params": {"w": put(mesh, normal(1, 8, 8), None, "model")},
+        "step": put(mesh, np.int32(0)),
+    }
+    batch = {"x": put(mesh, normal(2, 16, 8), "data", "model")}
+    both = P("data", "model")
+
+    def moves(x: Any, w: Any) -> Any:
+        y = jax.nn.silu(x @ w[:4]) * (1 + lax.axis_index("data"))
+        y += lax.ppermute(y, "data", [(0, 1), (1, 3)]) + lax.pshuffle(y, "data", [3, 2, 1, 0])
+        y += lax.all_to_all(y, "data", 0, 0, tiled=True)
+        y += jnp.sum(lax.all_to_all(y, "data", 0, 0), axis=0)
+        y += jnp.sum(lax.all_gather(y, "data"), axis=0) + lax.all_gather(y, "data", tiled=True)[:4]
+        return y + jnp.repeat(lax.psum_scatter(y, "data", tiled=True), 4, axis=0)
+
+    def reductions(x: Any) -> Any:
+        total, _ = lax.scan(
+            lambda carry, row: (carry + lax.psum(row, "data"), None),
+            lax.pcast(jnp.zeros(8), "model", to="varying"),
+            x,
+        )
+        fixed = lax.stop_gradient(x)
+        spread = lax.pmax(fixed, "data") - lax.pmin(fixed, "data")
+        return total + jnp.sum(spread, axis=0) + lax.pmean(lax.psum(x, "data")[0], "model")
+
+    def grouped(x: Any) -> Any:
+        groups = [[0, 1], [2, 3]]
+        y = lax.psum(x, "data", axis_index_groups=groups)
+        y += lax.all_gather(x, "data", axis_index_groups=groups, tiled=True)[:4]
+        y += lax.all_to_all(x, "data", 0, 0, axis_index_groups=groups, tiled=True)
+        part = lax.psum_scatter(x, "data", axis_index_groups=groups, tiled=True)
+        return y + jnp.concatenate([part, part])
+
+    def nested(x: Any) -> Any:
+        inner = jax.shard_map(
+            lambda z: lax.psum(z, "model"),
+            in_specs=P(None, "model"),
+            out_specs=P(),
+            axis_names={"model"},
+        )
+        return inner(lax.psum(x, "data"))
+
+    def loss(params: Any, batch: Any) -> Any:
+        x = batch["x"]
+        on_mesh = jax.shard_map(
+            jax.checkpoint(moves), mesh=mesh, in_specs=(both, P()), out_specs=both
+        )
+        y = on_mesh(x, params["w"])
+        sums = jax.shard_map(reductions, mesh=mesh, in_specs=both, out_specs=P("model"))(y)
+        in_groups = jax.shard_map(
+            grouped, mesh=mesh, in_specs=both, out_specs=both, check_vma=False
+        )(y)
+        inner = jax.shard_map(
+            nested, mesh=mesh, in_specs=P("data"), out_specs=P(), axis_names={"data"}
+        )(y)
+        parts = (y, sums, in_groups, inner)
+        return sum(jnp.mean(jnp.tanh(0.01 * part)) for part in parts)
+
+    return jax.jit(descend(loss), donate_argnums=0), state, batch
+
+
+CASES = {case.__name__: case for case in (data_parallel, transformer_block, explicit, collectives)}
 
 
 def train(step: Any, state: Any, batch: Any) -> Any:
@@ -174,10 +240,10 @@ def load(directory: pathlib.Path, sizes: tuple[int, int] | None) -> None:
         with np.load(directory / name / "batch.npz") as batch_file:
             batch = dict(batch_file)
         if run.mesh is not None:
-            batch = {key: put(run.mesh, value, "data") for key, value in batch.items()}
+            batch = jax.device_put(batch, run.input_shardings("train_step")[0][1])
         step, state = run["train_step"], run.state
         text = "\n".join(hlo.canonical_hlo(step.lower(state, batch).compile()))
-        spread = {key: len(value.sharding.device_set) for key, value in state["params"].items()}
+        devices = {key: len(value.sharding.device_set) for key, value in state["params"].items()}
         specs = {
             key: str(getattr(value.sharding, "spec", None))
             for key, value in state["params"].items()
@@ -190,15 +256,64 @@ def load(directory: pathlib.Path, sizes: tuple[int, int] | None) -> None:
             "mesh": None if run.mesh is None else list(run.mesh.axis_sizes),
             "same_hlo": text == (directory / name / "hlo.txt").read_text(),
             "gap": float(max(gaps)),
-            "devices": spread,
+            "devices": devices,
             "specs": specs,
         }
     print(json.dumps(report))
 
 
+def move(directory: pathlib.Path) -> None:
+    """Saves anew what is loaded, with what was trained from it, and a state without shardings."""
+    for name in CASES:
+        run = jm.load(directory / name / "model-0")
+        with jm.Saver(run.graph) as saver:
+            saver.save(run.state, directory / "moved" / name / "model", global_step=0)
+        for file in ("hlo.txt", "batch.npz", "after.npz"):
+            shutil.copy(directory / name / file, directory / "moved" / name / file)
+    params = {"w1": normal(1, 8, 32), "w2": normal(2, 32, 4)}
+    state = {"params": params, "step": jnp.int32(0)}
+    batch = {"x": normal(3, 16, 8), "y": normal(4, 16, 4)}
+    graph = jm.Graph()
+    graph.add_signature("train_step", plain_step, graph.variables(state), batch, updates=0)
+    with jm.Saver(graph) as saver:
+        saver.save(state, directory / "plain" / "model", global_step=0)
+    after, losses = train(plain_step, state, batch)
+    np.savez(directory / "plain" / "after.npz", losses=losses, **after["params"])
+
+
+@jax.jit
+def plain_step(state: Any, batch: Any) -> Any:
+    """A step of a model that knows of no mesh."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        hidden = jax.nn.relu(batch["x"] @ params["w1"])
+        return jnp.mean((hidden @ params["w2"] - batch["y"]) ** 2)
+
+    return descend(loss)(state, batch)
+
+
+def spread(directory: pathlib.Path) -> None:
+    """Trains what one device saved on all devices, and prints how that compares."""
+    mesh = make_mesh((4, 2))
+    wanted = {"params/w1": P(None, "model"), "params/w2": P("model", None), "step": P()}
+    run = jm.load(
+        directory / "plain" / "model-0",
+        shardings=lambda name, spec: NamedSharding(mesh, wanted[name]),
+    )
+    batch = {"x": put(mesh, normal(3, 16, 8), "data"), "y": put(mesh, normal(4, 16, 4), "data")}
+    devices = [len(value.sharding.device_set) for value in jax.tree.leaves(run.state)]
+    after, losses = train(run["train_step"], run.state, batch)
+    with np.load(directory / "plain" / "after.npz") as expected:
+        gaps = [np.max(np.abs(value - expected[key])) for key, value in after["params"].items()]
+        gaps.append(np.max(np.abs(losses - expected["losses"])))
+    print(json.dumps({"devices": devices, "gap": float(max(gaps))}))
+
+
 if __name__ == "__main__":
     mode, place, *rest = sys.argv[1:]
-    if mode == "save":
-        save(pathlib.Path(place))
+    path = pathlib.Path(place)
+    if mode == "load":
+        sizes = [tuple(map(int, text.split("x"))) for text in rest]
+        load(path, sizes[0] if sizes else None)  # type: ignore[arg-type]
     else:
-        load(pathlib.Path(place), tuple(map(int, rest[0].split("x"))) if rest else None)  # type: ignore[arg-type]
+        {"save": save, "move": move, "spread": spread}[mode](path)

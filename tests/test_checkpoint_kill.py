@@ -26,11 +26,12 @@ from jaxmeta.checkpoint import (
     atomic,
     checkpoint_exists,
     latest_checkpoint,
-    read_specs,
     remove_checkpoint,
-    restore,
     update_checkpoint_state,
 )
+from jaxmeta.checkpoint.background import BackgroundWriter
+from jaxmeta.checkpoint.reader import CheckpointReader
+from jaxmeta.checkpoint.tensor_bundle import TensorBundleWriter
 
 REPOSITORY = Path(__file__).parents[1]
 SIZES = (3, 300, 30_000)
@@ -39,9 +40,12 @@ SIZES = (3, 300, 30_000)
 # --- the program that is killed ----------------------------------------------------------------
 
 
-def save_step(writer: CheckpointWriter, directory: str, step: int, layout: str) -> None:
+WRITERS = {"orbax": CheckpointWriter, "bundle": TensorBundleWriter}
+
+
+def save_step(writer: BackgroundWriter, directory: str, step: int, layout: str) -> None:
     """Saves as a Saver does with max_to_keep=1, or over and over under one name."""
-    prefix = f"{directory}/model" if layout == "one_name" else f"{directory}/model-{step}"
+    prefix = f"{directory}/model" if "one_name" in layout else f"{directory}/model-{step}"
     arrays = {f"part_{size}/w": np.full(size, step, np.int32) for size in SIZES}
 
     def commit() -> None:
@@ -81,7 +85,7 @@ def run(directory: str, layout: str, steps: list[int], die_at: int, can_exchange
     if layout == "removal":
         remove_checkpoint(f"{directory}/model-{steps[0]}")
         return
-    with CheckpointWriter() as writer:
+    with WRITERS["bundle" if "bundle" in layout else "orbax"]() as writer:
         for step in steps:
             save_step(writer, directory, step, layout)
 
@@ -169,18 +173,23 @@ def latest_step(directory: Path) -> int:
     """Returns the step of the latest checkpoint, which is whole and of one piece."""
     latest = latest_checkpoint(directory)
     assert latest is not None
-    specs = read_specs(latest)
-    assert {name: spec.shape for name, spec in specs.items()} == {
-        f"part_{size}/w": (size,) for size in SIZES
-    }
-    arrays = restore(latest, specs)
-    values = set(np.concatenate([np.asarray(array) for array in arrays.values()]).tolist())
+    reader = CheckpointReader(latest)
+    shapes = reader.get_variable_to_shape_map()
+    assert shapes == {f"part_{size}/w": [size] for size in SIZES}
+    values = set(np.concatenate([reader.get_tensor(name) for name in shapes]).tolist())
     assert len(values) == 1
     return int(values.pop())
 
 
 @pytest.mark.parametrize(
-    ("layout", "can_exchange"), [("steps", True), ("one_name", True), ("one_name", False)]
+    ("layout", "can_exchange"),
+    [
+        ("steps", True),
+        ("one_name", True),
+        ("one_name", False),
+        ("bundle_steps", True),
+        ("bundle_one_name", True),
+    ],
 )
 def test_a_kill_before_any_call_leaves_a_whole_checkpoint(
     tmp_path: Path, victims: Victims, layout: str, can_exchange: bool
@@ -205,7 +214,7 @@ def test_a_kill_before_any_call_leaves_a_whole_checkpoint(
     assert die_at > 15, die_at
 
 
-@pytest.mark.parametrize("layout", ["steps", "one_name"])
+@pytest.mark.parametrize("layout", ["steps", "one_name", "bundle_steps", "bundle_one_name"])
 def test_kills_at_random_moments_leave_a_whole_checkpoint(
     tmp_path: Path, victims: Victims, layout: str
 ) -> None:
@@ -223,8 +232,11 @@ def test_kills_at_random_moments_leave_a_whole_checkpoint(
         last = found
 
 
-def test_a_half_removed_checkpoint_does_not_exist(tmp_path: Path, victims: Victims) -> None:
-    assert victims.run(tmp_path / "start", "steps", [1]) == ([1], 0)
+@pytest.mark.parametrize("layout", ["steps", "bundle_steps"])
+def test_a_half_removed_checkpoint_does_not_exist(
+    tmp_path: Path, victims: Victims, layout: str
+) -> None:
+    assert victims.run(tmp_path / "start", layout, [1]) == ([1], 0)
     for die_at in itertools.count(1):
         directory = shutil.copytree(tmp_path / "start", tmp_path / str(die_at))
         _, code = victims.run(directory, "removal", [1], die_at=die_at)

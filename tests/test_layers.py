@@ -26,6 +26,7 @@ ROWS = (
         "errors",
         "ops._not_lowered",
         "pausing",
+        "sharded_functions",
         "variable_store",
     ),
     (
@@ -63,6 +64,8 @@ ROWS = (
         "binding",
         "checkpoint.orbax",
         "checkpoint.table",
+        "custom_calls",
+        "discharging",
         "nodes",
         "shardings",
         "trees",
@@ -74,6 +77,7 @@ ROWS = (
         "dimension_nodes",
         "handles",
         "ops._definition",
+        "ops._one_device",
         "ops._operands",
         "sizes",
         "specs",
@@ -103,6 +107,7 @@ ROWS = (
         "inlining",
         "ops.<family>",
         "printing",
+        "saveables",
         "segments",
         "shape_inference",
         "staging",
@@ -111,6 +116,7 @@ ROWS = (
         "node_differences",
         "operators",
         "ops",
+        "saver_nodes",
         "trace",
     ),
     (
@@ -118,15 +124,17 @@ ROWS = (
         "signature_nodes",
     ),
     (
+        "copying",
         "gradients",
         "signature_defs",
         "variables",
     ),
     (
-        "building",
+        "editing",
         "freezing",
         "minimizing",
     ),
+    ("building",),
     (
         "collection_defs",
         "construction",
@@ -138,15 +146,20 @@ ROWS = (
     ),
     (
         "graph_def_import",
+        "saved_values",
         "session",
     ),
-    ("meta_graph_import",),
+    (
+        "meta_graph_import",
+        "saver_arguments",
+    ),
     ("meta_graph_export",),
     ("meta_graph",),
     (
         "differences",
-        "saver",
+        "loading",
     ),
+    ("saver",),
     (
         "",
         "command_line.<command>",

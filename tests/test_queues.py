@@ -210,6 +210,7 @@ def test_shuffled_queue_keeps_some_elements_until_it_is_closed():
 # --- as nodes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_tf
 def test_nodes_have_the_names_and_ops_that_tensorflow_gives_them(tensorflow):
     def build(api: Any, float_type: Any, int_type: Any) -> None:
         queue = api.FIFOQueue(5, [float_type, int_type], [(2,), ()], name="q")
@@ -242,6 +243,7 @@ def test_nodes_have_the_names_and_ops_that_tensorflow_gives_them(tensorflow):
         assert graph.get_tensor_by_name("q_DequeueMany:0").shape.as_list() == [3, 2]
 
 
+@pytest.mark.needs_tf
 def test_queue_runs_as_in_tensorflow(tensorflow):
     tf1 = tensorflow.compat.v1
     with tensorflow.Graph().as_default() as theirs, tf1.Session() as session:
@@ -450,6 +452,7 @@ def test_runner_goes_to_its_proto_and_back():
     assert [op.name for op in again.enqueue_ops] == [op.name for op in runner.enqueue_ops]
 
 
+@pytest.mark.needs_tf
 def test_runner_s_proto_is_tensorflow_s(tensorflow):
     graph, _, _ = counting_graph(3)
     with graph.as_default():
@@ -461,6 +464,38 @@ def test_runner_s_proto_is_tensorflow_s(tensorflow):
     assert theirs.queue_name == "target"
     assert list(theirs.enqueue_op_name) == ["target_enqueue", "target_enqueue_1"]
     assert theirs.SerializeToString() == content
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize("import_scope", [None, "input"])
+def test_runners_of_a_graph_of_tensorflow_run(tensorflow, import_scope):
+    tf1 = tensorflow.compat.v1
+    with tensorflow.Graph().as_default():
+        queue = tensorflow.queue.FIFOQueue(4, tensorflow.float32, [()], name="q")
+        noise = tf1.placeholder_with_default(np.float32(2.5), [], name="value")
+        closed = (tensorflow.errors.OutOfRangeError, tensorflow.errors.CancelledError)
+        runner = tf1.train.QueueRunner(
+            queue, [queue.enqueue(noise * 2)] * 2, queue_closed_exception_types=closed
+        )
+        tf1.train.add_queue_runner(runner)
+        queue.dequeue_many(6, name="take")
+        saved = tf1.train.export_meta_graph()
+    prefix = f"{import_scope}/" if import_scope else ""
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session() as session:
+        proto = meta_graph_pb2.MetaGraphDef.FromString(saved.SerializeToString())
+        jaxmeta.import_meta_graph(proto, import_scope=import_scope)
+        (runner,) = graph.get_collection("queue_runners")
+        assert runner.name == f"{prefix}q"
+        coord = jaxmeta.Coordinator()
+        threads = jaxmeta.start_queue_runners(session, coord)
+        np.testing.assert_array_equal(session.run(f"{prefix}take:0"), np.full(6, 5.0))
+        coord.request_stop()
+        coord.join(threads, stop_grace_period_secs=30)
+        again = jaxmeta.export_meta_graph(export_scope=import_scope)
+    assert (
+        again.collection_def["queue_runners"].SerializeToString()
+        == saved.collection_def["queue_runners"].SerializeToString()
+    )
 
 
 def test_runner_needs_a_queue_and_operations():

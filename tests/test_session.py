@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import collections
+import dataclasses
+import threading
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +237,201 @@ def test_closed_session_holds_nothing(session):
     assert session.values == {}
     with pytest.raises(errors.SessionError, match="is closed"):
         session.run("w:0")
+
+
+# --- fetches as in TensorFlow --------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    y: Any
+    op: Any
+
+
+@dataclasses.dataclass
+class Record:
+    y: Any
+    rest: Any
+
+
+def test_structures_come_back_in_their_classes(session):
+    order = collections.OrderedDict(b="predict:0", a=("n:0",))
+    fetches = [Pair("predict:0", "predict"), order, Record("n:0", [{"deep": "n:0"}])]
+    pair, ordered, record = session.run(fetches, {"x:0": X})
+    assert isinstance(pair, Pair)
+    assert pair.op is None
+    assert pair.y.shape == (4, 2)
+    assert list(ordered) == ["b", "a"]
+    assert isinstance(ordered, collections.OrderedDict)
+    assert isinstance(record, Record)
+    assert record.rest[0]["deep"] == record.y == 0
+    found = session.run(collections.defaultdict(list, n="n:0"))
+    assert found.default_factory is list
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize("fetches", [None, [None], {"a": None}, 3.0, ["x:0", 1]], ids=repr)
+def test_what_tensorflow_refuses_to_fetch_is_refused_with_its_error(session, tensorflow, fetches):
+    tf1 = tensorflow.compat.v1
+    with tensorflow.Graph().as_default(), tf1.Session() as theirs:
+        tf1.placeholder(tensorflow.float32, name="x")
+        with pytest.raises(TypeError):
+            theirs.run(fetches)
+    with pytest.raises(TypeError, match="cannot fetch"):
+        session.run(fetches)
+
+
+def test_names_that_are_no_tensors_are_no_feeds(session):
+    with pytest.raises(TypeError, match="no node named 'nope'"):
+        session.run("n:0", {"nope:0": 1})
+    with pytest.raises(TypeError, match="cannot feed 7"):
+        session.run("n:0", {7: 1})
+    with pytest.raises(TypeError, match="the value of a feed cannot be"):
+        session.run("predict:0", {"x:0": session.graph.get_tensor_by_name("x:0")})
+
+
+def test_handles_of_resources_cannot_be_fed():
+    graph = jaxmeta.Graph()
+    attrs = {"dtype": np.dtype(np.float32), "shape": ()}
+    graph.add_node("VarHandleOp", [], attrs, "w")
+    with (
+        jaxmeta.Session(graph) as session,
+        pytest.raises(errors.FeedError, match="a resource cannot be fed"),
+    ):
+        session.run("w:0", {"w:0": np.float32(1)})
+
+
+def test_tensor_may_be_fed_only_once(session):
+    x = session.graph.get_tensor_by_name("x:0")
+    with pytest.raises(errors.FeedError, match="name a tensor twice"):
+        session.run("predict:0", {"x:0": X, x: X})
+
+
+def test_elements_of_another_graph_are_refused(session):
+    other = make_graph()
+    with pytest.raises(ValueError, match="not an element of the session's graph"):
+        session.run(other.get_tensor_by_name("x:0"), {"x:0": X})
+
+
+def test_fractions_are_not_cut_off(session):
+    session.graph.add_signature("count", lambda i: i + 1, jnp.ones((), int))
+    assert session.run("count:0", {"i:0": 3}) == 4
+    with pytest.raises(errors.FeedError, match="expected dtype int32"):
+        session.run("count:0", {"i:0": 3.5})
+
+
+def test_values_of_another_shape_after_good_ones_are_refused(session):
+    for _ in range(2):
+        session.run("predict:0", {"x:0": X})
+        with pytest.raises(errors.FeedError, match=r"expected shape \[4, 3\], got \[3, 3\]"):
+            session.run("predict:0", {"x:0": X[:3]})
+
+
+def test_nothing_fetched_is_nothing(session):
+    assert session.run([]) == []
+    assert session.run({}) == {}
+
+
+# --- callables, partial runs ---------------------------------------------------------------------
+
+
+def test_callable_takes_the_feeds_in_order(session):
+    y, feed = {"y": "predict:0"}, ["x:0"]
+    call = session.make_callable(y, feed)
+    np.testing.assert_array_equal(call(X)["y"], session.run(y, {"x:0": X})["y"])
+    np.testing.assert_array_equal(call(X.tolist())["y"], call(X)["y"])
+    with pytest.raises(errors.FeedError, match="takes 1 values"):
+        call(X, X)
+    update = session.make_callable("step/update", feed, accept_options=True)
+    assert update(X, options=None, run_metadata=None) is None
+    assert session.state["n"] == 1
+
+
+def test_partial_runs_are_refused(session):
+    with pytest.raises(NotImplementedError, match="any tensor may be fed"):
+        session.partial_run_setup(["predict:0"], ["x:0"])
+    with pytest.raises(errors.UnsupportedOpError, match="partial runs are not supported"):
+        session.partial_run("handle", "predict:0")
+
+
+# --- default sessions ----------------------------------------------------------------------------
+
+
+def test_entering_a_session_makes_it_and_its_graph_the_default_ones():
+    graph = make_graph()
+    assert jaxmeta.get_default_session() is None
+    with jaxmeta.Session(graph=graph) as session:
+        assert jaxmeta.get_default_session() is session
+        assert jaxmeta.get_default_graph() is graph
+        with jaxmeta.Session("", make_graph()) as inner:
+            assert jaxmeta.get_default_session() is inner
+        assert jaxmeta.get_default_session() is session
+    assert jaxmeta.get_default_session() is None
+    assert jaxmeta.get_default_graph() is not graph
+
+
+def test_block_of_a_default_session_does_not_close_it():
+    session = jaxmeta.Session(make_graph())
+    with session.as_default() as entered:
+        assert jaxmeta.get_default_session() is entered is session
+    session.set_state(make_state())
+    assert session.run("n:0") == 0
+
+
+def test_interactive_session_is_the_default_one_until_it_is_closed():
+    graph = make_graph()
+    session = jaxmeta.InteractiveSession(graph=graph)
+    assert jaxmeta.get_default_session() is session
+    assert jaxmeta.get_default_graph() is graph
+    session.close()
+    session.close()
+    assert jaxmeta.get_default_session() is None
+    assert jaxmeta.get_default_graph() is not graph
+
+
+def test_default_session_is_the_thread_s_own():
+    found: list[Any] = []
+    with jaxmeta.Session(make_graph()):
+        thread = threading.Thread(target=lambda: found.append(jaxmeta.get_default_session()))
+        thread.start()
+        thread.join()
+    assert found == [None]
+
+
+def test_handles_run_in_the_default_session():
+    graph = make_graph()
+    y, update = graph.get_tensor_by_name("predict:0"), graph.get_operation_by_name("step/update")
+    with pytest.raises(ValueError, match="no default session"):
+        y.eval({"x:0": X})
+    with jaxmeta.Session(graph=graph) as session:
+        session.set_state(make_state())
+        np.testing.assert_array_equal(y.eval({"x:0": X}), session.run(y, {"x:0": X}))
+        assert update.run({"x:0": X}) is None
+        assert graph.variable("n").eval() == 1
+        with (
+            jaxmeta.Session(graph=make_graph()),
+            pytest.raises(ValueError, match="the default session runs another graph"),
+        ):
+            y.eval({"x:0": X})
+
+
+def test_there_is_no_other_machine_to_run_on():
+    with pytest.raises(RuntimeError, match="the target must be empty"):
+        jaxmeta.Session("grpc://other:2222")
+
+
+def test_several_threads_may_run_one_session(session):
+    def work() -> None:
+        for _ in range(20):
+            session.run("step/update", {"x:0": X})
+            session.run(["w:0", "predict:0"], {"x:0": X})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.state["n"] == 80
+    np.testing.assert_array_equal(session.state["w"], np.full((3, 2), 0.5 - 80 * 0.25))
 
 
 # --- compiling -----------------------------------------------------------------------------------

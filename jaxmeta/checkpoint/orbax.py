@@ -32,6 +32,8 @@ from jaxmeta.checkpoint.orbax_reader import restore as restore
 Index: TypeAlias = tuple[slice, ...]
 
 _SHARED_SUFFIX: Final = ".jaxmeta-shared"
+_BARRIER_TIMEOUT_MS: Final = 20 * 60 * 1000
+_DEVICE_FILES: Final = ("_sharding",)  # what Orbax notes of the devices that saved
 # Chunks are checked and copied by all cores at once, each in the cache of one; 1 MiB was fastest.
 _CHUNK_BYTES: Final = 1 << 20
 _MAX_CHUNKS: Final = 4096
@@ -81,7 +83,7 @@ class CheckpointWriter(background.BackgroundWriter):
         _check_place(directory)
         os.makedirs(os.path.dirname(directory), exist_ok=True)
         job: Callable[[], None]
-        if all(_is_local(array) for array in arrays.values()):
+        if jax.process_count() == 1 and all(_is_local(array) for array in arrays.values()):
             host_arrays = _to_host(arrays)
             new = atomic.NewDirectory(directory)
             job = functools.partial(_commit, new, host_arrays, on_commit)
@@ -299,7 +301,9 @@ def _start_shared_save(
     for name, (*parents, last) in layout.tree_paths(arrays).items():
         array = arrays[name]
         level = functools.reduce(lambda node, part: node.setdefault(part, {}), parents, tree)
-        level[last] = array if _key_impl(array) is None else jax.random.key_data(array)
+        value = array if _key_impl(array) is None else jax.random.key_data(array)
+        # What each process has whole, Orbax takes as numpy arrays, of the first process.
+        level[last] = np.asarray(value) if _is_local(value) else value
     path = directory + _SHARED_SUFFIX
     checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     checkpointer.save(path, args=ocp.args.StandardSave(tree), force=True)
@@ -307,10 +311,31 @@ def _start_shared_save(
     def complete() -> None:
         checkpointer.close()
         if jax.process_index() == 0:
+            _free_of_devices(path)
             atomic.put_in_place(path, directory)
             shutil.rmtree(path, ignore_errors=True)
             if on_commit is not None:
                 on_commit()
-        ocp.multihost.sync_global_processes("jaxmeta:committed")
+        # Not a collective of the devices, which may be training meanwhile.
+        wait = ocp.multihost.get_barrier_sync_fn()
+        wait(key="jaxmeta:committed", timeout_ms=_BARRIER_TIMEOUT_MS)
 
     return complete
+
+
+def _free_of_devices(path: str) -> None:
+    """Has plain Orbax restore a directory as numpy arrays, on machines of other devices too."""
+    file = os.path.join(path, layout.TREE_FILE)
+    with open(file, "rb") as opened:
+        tree = json.load(opened)
+    for entry in tree["tree_metadata"].values():
+        if entry["value_metadata"]["value_type"] == "jax.Array":
+            entry["value_metadata"] = {"value_type": "np.ndarray", "skip_deserialize": False}
+    with open(file, "w") as opened_anew:
+        json.dump(tree, opened_anew)
+    for name in _DEVICE_FILES:
+        place = os.path.join(path, name)
+        if os.path.isdir(place):
+            shutil.rmtree(place)
+        elif os.path.exists(place):
+            os.unlink(place)

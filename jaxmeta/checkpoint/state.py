@@ -208,12 +208,33 @@ def remove_checkpoint(checkpoint_prefix: StrPath, meta_graph_suffix: str = "meta
     # First what a checkpoint is known by, so that a kill leaves no part that looks like a whole.
     if _is_directory(prefix):
         atomic.remove_directory(prefix)
-    shards = glob.glob(glob.escape(prefix) + ".data-?????-of-?????")
     meta_graph = meta_graph_filename(prefix, meta_graph_suffix)
-    for file in (f"{prefix}.index", *shards, *_v1_files(prefix), meta_graph):
+    for file in (f"{prefix}.index", *_shards(prefix), *_v1_files(prefix), meta_graph):
         if not os.path.isdir(file):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
+
+
+def remove_other_formats(checkpoint_prefix: StrPath, *, is_bundle: bool) -> None:
+    """Removes data of another format below a prefix, of which new data was just saved.
+
+    Args:
+        checkpoint_prefix: the prefix.
+        is_bundle: whether the new data is a TensorBundle, and an Orbax directory goes; or it is
+            the other way about.
+    """
+    prefix = os.fspath(checkpoint_prefix)
+    if is_bundle:
+        if _is_directory(prefix):
+            atomic.remove_directory(prefix)
+        return
+    for file in (f"{prefix}.index", *_shards(prefix)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+def _shards(prefix: str) -> list[str]:
+    return glob.glob(glob.escape(prefix) + ".data-?????-of-?????")
 
 
 def meta_graph_filename(checkpoint_filename: StrPath, meta_graph_suffix: str = "meta") -> str:

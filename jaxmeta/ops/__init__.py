@@ -4,10 +4,12 @@ from jaxmeta.ops import arithmetic as arithmetic
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
 from jaxmeta.ops import casts as casts
+from jaxmeta.ops import collectives as collectives
 from jaxmeta.ops import comparison as comparison
 from jaxmeta.ops import control_flow as control_flow
 from jaxmeta.ops import conv as conv
 from jaxmeta.ops import creation as creation
+from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
@@ -28,11 +30,13 @@ from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
 from jaxmeta.ops import shapes as shapes
+from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
+from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients

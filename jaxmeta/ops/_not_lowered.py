@@ -14,19 +14,21 @@ _DEBUGGING: Final = (
 )
 _CUSTOM_KERNEL: Final = (
     "its kernel is machine code or a kernel language of one device; use the form in jax.numpy or "
-    "jax.lax where the library offers one (often implementation='xla')"
+    "jax.lax where the library offers one (often implementation='xla'), or let add_signature "
+    "carry it with carry_custom_calls"
 )
 _MUTABLE: Final = (
-    "it reads or writes a mutable array (jax.new_ref); write the function with plain arrays that "
-    "it takes and returns"
+    "it reads or writes a mutable array (jax.new_ref) that cannot be turned into a plain value, as "
+    "within jax.checkpoint, a custom derivative or a loop's condition; write the function with "
+    "plain arrays that it takes and returns"
 )
 _FACTORIZATION: Final = (
-    "TensorFlow has no op for this factorization; compute it outside the function, or use eigh, "
-    "svd or qr"
+    "TensorFlow has no op for this factorization; compute it outside the function, use eigh, svd "
+    "or qr, or let add_signature carry it with carry_custom_calls"
 )
 _COLLECTIVE: Final = (
-    "it talks to other devices by a mapped axis's name; use jit with shardings, where the "
-    "compiler inserts the communication, in place of shard_map and pmap"
+    "a collective of few uses; use psum, all_gather, ppermute, all_to_all or psum_scatter, or jit "
+    "with shardings, where the compiler inserts the communication"
 )
 _EQUINOX: Final = (
     "it is a primitive of Equinox or Lineax, known to no other program; use the form in jax.lax "
@@ -39,6 +41,19 @@ _ORDERING: Final = (
 _TRANSIENT: Final = (
     "it stands only inside a derivative that is being taken; trace the finished derivative"
 )
+_SPARSE: Final = (
+    "it is a primitive of jax.experimental.sparse; use dense arrays, or gather and segment_sum"
+)
+_VMAP_RULE: Final = (
+    "its rule for jax.vmap is Python that asks for the size of the batch; call the function that "
+    "jax.custom_batching.custom_vmap wraps"
+)
+_EXPORTED: Final = (
+    "it calls a module of jax.export; call the function that was exported, or let add_signature "
+    "carry it with carry_custom_calls"
+)
+_SINK: Final = "it only keeps a value from being optimized away; return the value"
+_NO_TYPE: Final = "its scales are of float8_e8m0fnu, which TensorFlow has not; scale outside of it"
 _WINDOW: Final = "no program uses it outside the gradient of pooling, which has a node form"
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
@@ -75,25 +90,18 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
+    _SPARSE: ("bcoo_dot_general", "bcoo_fromdense"),
+    _VMAP_RULE: ("custom_vmap_call",),
+    _EXPORTED: ("call_exported",),
+    _SINK: ("dce_sink",),
+    _NO_TYPE: ("scaled_dot",),
     _WINDOW: ("select_and_scatter",),
     _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
-        "shard_map",
-        "psum_invariant",
         "unreduced_psum",
-        "pmax",
-        "pmin",
-        "ppermute",
-        "pbroadcast",
         "psend",
         "precv",
-        "all_gather",
-        "all_gather_invariant",
         "all_gather_reduced",
-        "all_to_all",
-        "ragged_all_to_all",
-        "reduce_scatter",
-        "axis_index",
     ),
     _EQUINOX: (
         "nonbatchable",
@@ -111,4 +119,9 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
 NOT_LOWERED: Final[dict[str, str]] = {
     name: reason for reason, names in _GROUPS.items() for name in names
 }
-"""Primitive name to the reason; a lowering of that name, where there is one, comes first."""
+"""Primitive name to the reason."""
+
+
+def runs_python(primitive: str) -> bool:
+    """Returns whether a primitive calls Python code, which nothing can carry into a file."""
+    return NOT_LOWERED.get(primitive) in (_HOST_CODE, _DEBUGGING)

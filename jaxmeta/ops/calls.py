@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmeta import binding, eqn_params, errors, jaxprs, shardings
 from jaxmeta.nodes import Edge
@@ -144,6 +145,40 @@ def restore_remat(
 
 example(lambda x: jax.checkpoint(lambda y: jax.numpy.sin(jax.numpy.sin(y)))(x), f32(3))
 
+
+_policies = jax.checkpoint_policies
+
+
+def _checkpointed(policy: Any) -> Any:
+    def run(x: Any) -> Any:
+        inner = jnp.sin(checkpoint_name(jnp.sin(x @ x), "h"))
+        return jnp.cos(checkpoint_name(jnp.tanh(inner), "k") @ x)
+
+    return jax.checkpoint(run, policy=policy)
+
+
+for _policy in (
+    _policies.everything_saveable,
+    _policies.dots_with_no_batch_dims_saveable,
+    _policies.save_only_these_names("h", "k"),
+    _policies.save_any_names_but_these("h"),
+    _policies.save_anything_except_these_names("h"),
+    _policies.save_from_both_policies(
+        _policies.dots_saveable, _policies.save_only_these_names("k")
+    ),
+):
+    example(_checkpointed(_policy), f32(3, 3), tolerance=1e-4)
+# What is offloaded has to be moved, which JAX refuses to trace on one device without a mesh.
+for _policy in (
+    _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=["h"],
+        names_which_can_be_offloaded=["k"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+):
+    example(_checkpointed(_policy), f32(3, 3), tolerance=1e-4)
 
 # --- calls that JAX inserts, composites --------------------------------------------------------
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxmeta import errors, jaxprs
 from jaxmeta.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, lowering, restores
+from jaxmeta.values import FunctionRef
 
 
 def _is_differentiable(value: Any) -> bool:
@@ -169,6 +170,55 @@ example(lambda x: _cubed(x), f32(3))
 example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
 example(lambda x: jnp.frexp(x), f32(3))  # its rule gives tangents of integers
 example(lambda x: jax.nn.relu(x), i32(3))
+
+# --- linear_call -------------------------------------------------------------------------------
+
+
+@lowering("linear_call")
+def lower_linear_call(
+    ctx: LoweringContext,
+    *inputs: Edge,
+    callee: Any,
+    transpose_thunk: Any,
+    num_callee_consts: int,
+    num_res: int,
+) -> list[Edge]:
+    jaxpr, constants = transpose_thunk()
+    if constants:
+        raise ctx.unsupported("a linear_call whose transpose closes over arrays")
+    return ctx.call(
+        ctx.function(callee, "linear_call"),
+        *inputs,
+        primitive="linear_call",
+        transpose=FunctionRef(ctx.function(jaxpr, "linear_call_transpose")),
+        num_consts=num_callee_consts,
+        num_residuals=num_res,
+    )
+
+
+@restores("linear_call")
+def restore_linear_call(
+    *inputs: Any, function: Any, transpose: Any, num_consts: int, num_residuals: int
+) -> Any:
+    def forward(fixed: Any, linear: Any) -> list[Any]:
+        return list(function(*fixed, *linear))
+
+    def backward(fixed: Any, cotangents: Any) -> list[Any]:
+        return list(transpose(*fixed[num_consts:], *cotangents))
+
+    count = num_consts + num_residuals
+    return jax.custom_derivatives.linear_call(
+        forward, backward, list(inputs[:count]), list(inputs[count:])
+    )
+
+
+example(
+    lambda r, x: jax.custom_derivatives.linear_call(
+        lambda s, y: y * jnp.sin(s), lambda s, t: t * jnp.sin(s) * 3.0, r, x
+    ),
+    f32(3),
+    f32(3),
+)
 
 # --- custom_vjp --------------------------------------------------------------------------------
 

@@ -92,11 +92,3 @@ example(
     f32(3),
     gradient=False,
 )
-
-
-@lowering("pvary")
-def lower_pvary(
-    ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any = None
-) -> list[Edge]:
-    del axes, axis_index_groups  # over which devices the type of a value varies
-    return [edge for x in arrays for edge in ctx.node("Identity", x)]

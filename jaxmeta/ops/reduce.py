@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -187,21 +186,6 @@ def restore_reduce_xor(x: Any, *, axes: tuple[int, ...]) -> Any:
 
 example(lambda x: lax.reduce_xor(x, (0,)), i32(3, 4), gradient=False)
 
-
-@lowering("psum")
-def lower_psum(
-    ctx: LoweringContext, *arrays: Edge, axes: Any, axis_index_groups: Any
-) -> list[Edge]:
-    """A psum whose axis `jax.vmap` mapped is a sum over an axis of the array."""
-    if axis_index_groups is not None or not all(isinstance(axis, int) for axis in axes):
-        raise ctx.unsupported(f"a psum over the mesh axes {axes} has no node form yet")
-    if not axes:
-        return [edge for x in arrays for edge in ctx.node("Identity", x)]
-    places = ctx.constant([int(axis) for axis in axes], np.int32)
-    return [edge for x in arrays for edge in ctx.node("Sum", x, places)]
-
-
-example(lambda x: jax.vmap(lambda row: lax.psum(row, "i"), axis_name="i")(x), f32(3, 4))
 
 # --- arg-reductions ----------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ _NOT_CALLED_BY_REASON = {
         "jax.lax.pmin",
         "jax.lax.precv",
         "jax.lax.psend",
+        "jax.lax.psum_scatter_start",
         "jax.lax.ragged_all_to_all",
         "jax.lax.with_sharding_constraint",
     ),
@@ -72,5 +73,8 @@ REFUSED = {
     "jax.scipy.linalg.sqrtm": _SCHUR,
 }
 """Function to the primitives without a node form that its calls hold."""
+
+# Not in each supported JAX.
+NOT_EVERYWHERE = frozenset({"jax.lax.precv", "jax.lax.psend", "jax.lax.psum_scatter_start"})
 
 MOST_REFUSED = 0.01
