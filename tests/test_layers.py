@@ -148,6 +148,7 @@ ROWS = (
         "graph_def_import",
         "saved_values",
         "session",
+        "summary",
     ),
     (
         "meta_graph_import",
