@@ -12,7 +12,16 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import calling, differentiating, elementary, errors, graph, naming, trees, variables
+from jaxmeta import (
+    calling,
+    differentiating,
+    elementary,
+    errors,
+    graph,
+    naming,
+    tree_keys,
+    variables,
+)
 from jaxmeta.graph import GraphBuilder
 from jaxmeta.handles import Operation, Tensor, Variable
 
@@ -147,7 +156,9 @@ def _add_slot(
         (entry.key for entry in words if getattr(entry, "key", None) in params),
         None,
     )
-    rest = trees.path_name([e for e in words if getattr(e, "key", None) != owner or owner is None])
+    rest = tree_keys.path_name(
+        [e for e in words if getattr(e, "key", None) != owner or owner is None]
+    )
     short = naming.clean_name(rest) or "slot"
     slot = Variable.__new__(Variable)
     if owner is None:

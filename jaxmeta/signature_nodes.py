@@ -22,6 +22,7 @@ from jaxmeta import (
     shardings,
     specs,
     trace,
+    tree_keys,
     trees,
     values,
 )
@@ -295,7 +296,7 @@ def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
             root = str(first.key)
         else:
             root = plain[first.idx] if first.idx < len(plain) else f"arg{first.idx}"
-        names.append(naming.clean_name("/".join(filter(None, [root, trees.path_name(rest)]))))
+        names.append(naming.clean_name("/".join(filter(None, [root, tree_keys.path_name(rest)]))))
     return names
 
 

@@ -58,6 +58,7 @@ ROWS = (
         "function_library",
         "graph_transforms",
         "jaxprs",
+        "tree_keys",
         "values",
     ),
     (
@@ -79,8 +80,10 @@ ROWS = (
         "ops._definition",
         "ops._one_device",
         "ops._operands",
+        "original_classes",
         "sizes",
         "specs",
+        "state_leaves",
     ),
     (
         "checkpoint.reader",

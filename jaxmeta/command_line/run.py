@@ -10,7 +10,18 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import building, dtypes, errors, graph, nodes, program, saver, signature_nodes, trees
+from jaxmeta import (
+    building,
+    dtypes,
+    errors,
+    graph,
+    nodes,
+    program,
+    saver,
+    signature_nodes,
+    tree_keys,
+    trees,
+)
 
 _FILLS: Final = ("zeros", "random")
 _SHOWN_STEPS: Final = 20
@@ -145,7 +156,7 @@ def _step(
     flat, _ = jax.tree_util.tree_flatten_with_path(
         next(iter(outputs.values())) if only else outputs
     )
-    return {trees.path_name(keys) or "result": _to_numpy(value) for keys, value in flat}
+    return {tree_keys.path_name(keys) or "result": _to_numpy(value) for keys, value in flat}
 
 
 def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
