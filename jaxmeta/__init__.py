@@ -65,6 +65,7 @@ from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import CheckpointTypeError as CheckpointTypeError
 from jaxmeta.errors import CustomCallError as CustomCallError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import DerivativeError as DerivativeError
@@ -79,7 +80,9 @@ from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
+from jaxmeta.errors import MissingPackageError as MissingPackageError
 from jaxmeta.errors import NameTakenError as NameTakenError
+from jaxmeta.errors import NotBuiltError as NotBuiltError
 from jaxmeta.errors import OperationError as OperationError
 from jaxmeta.errors import OutOfRangeError as OutOfRangeError
 from jaxmeta.errors import SessionError as SessionError

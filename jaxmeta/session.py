@@ -29,6 +29,7 @@ from jaxmeta.graph import Tensor, Variable
 from jaxmeta.queue_resources import Resources
 from jaxmeta.variable_store import VariableStore
 
+_KINDS: Final = (np.integer, np.floating, np.complexfloating)  # what a feed may be cast along
 _ARRAYS: Final = (jax.Array, np.ndarray)
 _Runner: TypeAlias = Callable[[list[Any], Any], list[Any]]
 """Takes the fed values and the options of a run; returns the values of its single fetches."""
@@ -310,6 +311,27 @@ class Session:
         return prepared
 
     def _make_runner(self, prepared: _Prepared, given: Sequence[Any]) -> _Runner:
+        """Returns what runs feeds of these shapes and dtypes.
+
+        Feeds of another precision than their tensors are cast, as TensorFlow casts them.
+        """
+        casts = {}
+        for index, (name, value) in enumerate(zip(prepared.feed_names, given, strict=True)):
+            tensor = self._tensor(name)
+            if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
+                continue  # refused with the other feeds
+            if value.dtype != tensor.dtype and _is_cast(value.dtype, tensor.dtype):
+                casts[index] = tensor.dtype
+        if not casts:
+            return self._make_exact_runner(prepared, given)
+
+        def cast(values: Sequence[Any]) -> list[Any]:
+            return [v.astype(casts[i]) if i in casts else v for i, v in enumerate(values)]
+
+        run = self._make_exact_runner(prepared, cast(given))
+        return lambda values, options: run(cast(values), options)
+
+    def _make_exact_runner(self, prepared: _Prepared, given: Sequence[Any]) -> _Runner:
         fetched = [self._resolve_fetch(name) for name in prepared.names]
         self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
         tensors = [name for name in fetched if ":" in name]
@@ -448,6 +470,17 @@ def _in_places(values: Sequence[Any], fetched: Sequence[str]) -> list[Any]:
         return list(values)
     items = iter(values)
     return [next(items) if ":" in name else None for name in fetched]
+
+
+def _is_cast(found: Any, wanted: Any) -> bool:
+    """Returns whether only the precision of numbers differs, or whole numbers are wanted real."""
+    if not all(jax.dtypes.issubdtype(dtype, np.number) for dtype in (found, wanted)):
+        return False
+    orders = [
+        next(i for i, kind in enumerate(_KINDS) if jax.dtypes.issubdtype(dtype, kind))
+        for dtype in (found, wanted)
+    ]
+    return orders[0] <= orders[1]
 
 
 def _feed_faults(tensor: Any, value: Any) -> list[str]:

@@ -550,9 +550,9 @@ def test_all_feeds_of_other_shape_or_dtype_are_named(session):
         errors.FeedError,
         "these feeds do not fit:",
         "  batch/x:0: expected shape [4, 3], got [4, 2]",
-        "  batch/y:0: expected dtype float32, got float64",
+        "  batch/y:0: expected dtype float32, got bool",
     ):
-        session.run("train_step:0", {"batch/x:0": BATCH["y"], "batch/y:0": np.ones((4, 2))})
+        session.run("train_step:0", {"batch/x:0": BATCH["y"], "batch/y:0": np.ones((4, 2), bool)})
 
 
 def test_feed_of_another_shape_is_named_after_a_good_run(session):
