@@ -118,7 +118,7 @@ ROWS = (
         "signature_nodes",
     ),
     (
-        "gradients",
+        "differentiating",
         "signature_defs",
         "variables",
     ),
