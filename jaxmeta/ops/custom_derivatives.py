@@ -292,9 +292,7 @@ def restore_custom_vjp(
 ) -> Any:
     if fwd is None or bwd is None:
         return _refusing(function)(*inputs)
-    forward, backward = (
-        rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)
-    )
+    forward, backward = (rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd))
     run = _custom_vjp(function, forward, backward, tuple(inputs[:num_consts]))
     return run(*inputs[num_consts:])
 
