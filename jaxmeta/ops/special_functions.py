@@ -96,7 +96,8 @@ def _horner(x: jax.Array, *coefficients: jax.Array) -> jax.Array:
     result = coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):
         result = lax.add(lax.mul(result, x), coefficient)
-    return jnp.broadcast_to(result, x.shape)
+    shapes = [x.shape, *(coefficient.shape for coefficient in coefficients)]
+    return jnp.broadcast_to(result, jnp.broadcast_shapes(*shapes))
 
 
 for _name in ("one_minus_square", "log2"):
@@ -111,3 +112,4 @@ if _polynomial is not None:
         return _polynomial(x, coefficients, unroll=unroll)
 
     example(lambda x: _polynomial(x, [np.float32(1), np.float32(2), x]), f32(3, 4))
+    example(lambda x, c: _polynomial(x, [c, np.float32(2), c]), f32(3, 1), f32(3, 4))
