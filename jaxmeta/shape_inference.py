@@ -38,7 +38,7 @@ def infer_shape(target: GraphBuilder, tensor_name: str) -> values.Shape | None:
                 return None
             roots.update(known)
         if tensor_name in roots:
-            return None
+            return target.recorded_shape(node_name, int(tensor_name.split(":")[1]))
         library = executor.Library(target.functions)
         plan = executor.plan_graph(target.nodes, library, list(roots), [tensor_name])
         (found,) = jax.eval_shape(lambda *fed: plan.run(fed), *roots.values())
