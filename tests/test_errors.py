@@ -15,8 +15,9 @@ from google.protobuf import text_format
 from jax.extend.core import Primitive
 
 import jaxmeta
-from jaxmeta import errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 from jaxmeta.ops._not_lowered import NOT_LOWERED
 
 BATCH = {"x": np.ones((4, 3), np.float32), "y": np.ones((4, 2), np.float32)}

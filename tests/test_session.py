@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, executor
+from jaxmeta import errors
+from jaxmeta.execution import executor
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 
