@@ -9,7 +9,8 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, jaxprs, tree_keys, trees
+from jaxmeta import dtypes, errors, tree_keys, trees
+from jaxmeta.tracing import jaxprs
 
 _SPLIT_ADVICE: Final = (
     "Split off what is no array: params, static = equinox.partition(model, equinox.is_array); "
