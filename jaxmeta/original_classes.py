@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -108,19 +109,25 @@ def _rebuilt(cls: type, record: trees.Branch, children: list[Any]) -> Any:
     except _UnfitClassError:
         raise
     except Exception as error:
-        raise _UnfitClassError(f"{_NEEDS_MORE} ({type(error).__name__})") from error
+        raise _UnfitClassError(_NEEDS_MORE) from error
     if jax.tree_util.treedef_is_leaf(treedef) and found and not found[0][0]:
         raise _UnfitClassError(
             "is not registered with jax.tree_util; import the module that does it"
         )
     keys = [tree_keys.plain_key(path[0]) for path, _ in found]
-    same = len(found) == len(children) and all(
-        one is other for (_, one), other in zip(found, children, strict=True)
-    )
-    if not same or (record.kind != "opaque" and keys != list(record.keys)):
+    if record.kind != "opaque" and keys != list(record.keys):
         raise _UnfitClassError(f"has other children now: {keys} instead of {list(record.keys)}")
+    if not _are_same([child for _, child in found], children):
+        raise _UnfitClassError("does not keep its children as they are")
     _refuse_static_data(cls, treedef, keys)
     return jax.tree.unflatten(treedef, children)
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    """Returns whether trees have the same leaves; containers may be copies."""
+    leaves, structure = jax.tree.flatten(one)
+    others, other_structure = jax.tree.flatten(other)
+    return structure == other_structure and all(map(operator.is_, leaves, others))
 
 
 def _draft(cls: type, record: trees.Branch, children: list[Any]) -> Any:
