@@ -36,13 +36,15 @@ def describe(state: Any) -> trees.Tree:
             is too deep for a file.
     """
     try:
-        jax.tree.structure(state)  # with paths, JAX has no clean error where this is too deep
         flat, _ = jax.tree_util.tree_flatten_with_path(state)
         pairs = [(tree_keys.path_name(path) or "the state", leaf) for path, leaf in flat]
         check_all(pairs, errors.GraphError)
         record = trees.describe(state, lambda path, leaf: trees.Leaf("", (), 0))
         trees.check_depth(record, "the state")
-    except RecursionError:
+    except (RecursionError, SystemError) as error:
+        # JAX's C++ reports what it ran into as the cause of a SystemError.
+        if not isinstance(error.__cause__ or error, RecursionError):
+            raise
         raise errors.GraphError(
             "the state is a tree too deep for a file, or holds itself"
         ) from None
