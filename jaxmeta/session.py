@@ -30,6 +30,7 @@ from jaxmeta.queue_resources import Resources
 from jaxmeta.variable_store import VariableStore
 
 _ARRAYS: Final = (jax.Array, np.ndarray)
+_WIDE: Final = (np.dtype(np.float64), np.dtype(np.int64))  # what numpy makes of numbers
 _Runner: TypeAlias = Callable[[list[Any], Any], list[Any]]
 """Takes the fed values and the options of a run; returns the values of its single fetches."""
 
@@ -260,7 +261,7 @@ class Session:
     def _run(self, prepared: _Prepared, given: list[Any], options: Any) -> Any:
         shapes = []
         for index, value in enumerate(given):
-            if not isinstance(value, _ARRAYS):
+            if not isinstance(value, _ARRAYS) or value.dtype in _WIDE:
                 value = given[index] = self._as_array(prepared.feed_names[index], value)
             shapes.append((value.shape, value.dtype))
         key = tuple(shapes)
@@ -271,14 +272,18 @@ class Session:
         return values if prepared.is_list else prepared.rebuild(iter(values))
 
     def _as_array(self, name: str, value: Any) -> Any:
-        """Returns a fed number or list as an array of the tensor's dtype."""
+        """Returns what is fed as an array, of the tensor's dtype where that cuts nothing off.
+
+        Lists are converted, and numbers and arrays of the 64 bits that numpy gives them by itself.
+        """
         if isinstance(value, (Tensor, Variable)):
             raise errors.FeedTypeError(
                 f"{name}: the value of a feed cannot be {value!r}; run it first, and feed what "
                 "that returns"
             )
         if hasattr(value, "dtype"):
-            return value if hasattr(value, "shape") else np.asarray(value)
+            value = value if hasattr(value, "shape") else np.asarray(value)
+            return _narrow(value, self._tensor(name).dtype) if value.dtype in _WIDE else value
         dtype = self._tensor(name).dtype
         try:
             array = np.asarray(value, dtype=dtype)
@@ -465,6 +470,16 @@ def _feed_faults(tensor: Any, value: Any) -> list[str]:
         expected = dtypes.dtype_name(tensor.number)
         faults.append(f"{tensor.name}: expected dtype {expected}, got {dtypes.dtype_name(number)}")
     return faults
+
+
+def _narrow(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Returns 64-bit numbers in fewer bits of the same kind, as they are where they do not fit."""
+    if jax.numpy.issubdtype(dtype, np.floating) and value.dtype.kind == "f":
+        return value.astype(dtype)
+    if dtype.kind in "iu" and value.dtype.kind == "i":
+        narrow = value.astype(dtype)
+        return narrow if (narrow == value).all() else value
+    return value
 
 
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
