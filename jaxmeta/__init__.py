@@ -10,6 +10,7 @@
 ['AddV2']
 """
 
+from jaxmeta import summary as summary
 from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
 from jaxmeta.building import Graph as Graph
 from jaxmeta.building import get_default_graph as get_default_graph
@@ -57,6 +58,8 @@ from jaxmeta.control_flow_contexts import CondContext as CondContext
 from jaxmeta.control_flow_contexts import WhileContext as WhileContext
 from jaxmeta.coordinator import Coordinator as Coordinator
 from jaxmeta.custom_calls import allow_custom_calls as allow_custom_calls
+from jaxmeta.differences import Difference as Difference
+from jaxmeta.differences import diff as diff
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
@@ -84,6 +87,7 @@ from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
+from jaxmeta.event_files import FileWriter as FileWriter
 from jaxmeta.freezing import (
     convert_variables_to_constants as convert_variables_to_constants,
 )

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxmeta import calling, elementary, graph, minimizing, variables
-from jaxmeta import gradients as gradient_nodes
+from jaxmeta import calling, differentiating, elementary, graph, minimizing, variables
 from jaxmeta.building import Graph, get_default_graph
 from jaxmeta.handles import Operation, Tensor, Variable
 
@@ -156,15 +155,16 @@ def gradients(
     Example:
         >>> x = placeholder("float32", [])
         >>> (slope,) = gradients(x * x * x, x)
-        >>> gradients(slope, [x, constant(1.0)])
-        [<jaxmeta.Tensor 'gradients_1/add_any_1:0' shape=() dtype=float32>, None]
+        >>> second, unconnected = gradients(slope, [x, constant(1.0)])
+        >>> second.shape, unconnected is None
+        ((), True)
     """
     y_list, x_list = _as_list(ys), _as_list(xs)
     target = _graph_of([y_list, x_list])
     tensors = [elementary.convert_to_tensor(target, y, "y") for y in y_list]
     seeds = None if grad_ys is None else _as_list(grad_ys)
     stops = _as_list(stop_gradients)
-    return gradient_nodes.gradients(target, tensors, x_list, seeds, name, stops)
+    return differentiating.gradients(target, tensors, x_list, seeds, name, stops)
 
 
 def _as_list(items: Any) -> list[Any]:

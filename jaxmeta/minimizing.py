@@ -12,7 +12,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import calling, elementary, errors, gradients, graph, naming, trees, variables
+from jaxmeta import calling, differentiating, elementary, errors, graph, naming, trees, variables
 from jaxmeta.graph import GraphBuilder
 from jaxmeta.handles import Operation, Tensor, Variable
 
@@ -34,7 +34,7 @@ def minimize(
     if not chosen:
         raise errors.GraphError("there are no variables to optimize")
     seeds = None if grad_loss is None else [grad_loss]
-    found = gradients.gradients(target, [loss], list(chosen), seeds)
+    found = differentiating.gradients(target, [loss], list(chosen), seeds)
     pairs = [(v, g) for v, g in zip(chosen, found, strict=True) if g is not None]
     if not pairs:
         listed = [str(variable) for variable in chosen]

@@ -31,15 +31,22 @@ class State:
     Attributes:
         values: variable name to array.
         written: names of the variables that were assigned.
-        resources: queues and the like, for kernels that run on the host.
     """
 
-    __slots__ = ("resources", "values", "written")
+    __slots__ = ("values", "written")
 
-    def __init__(self, initial: Mapping[str, Any], resources: Any = None) -> None:
+    def __init__(self, initial: Mapping[str, Any]) -> None:
         self.values = _Values(initial)
         self.written: dict[str, None] = {}
-        self.resources = resources
+
+    @property
+    def resources(self) -> Any:
+        """Raises UnsupportedOpError: queues are on the host, where nothing is traced."""
+        raise errors.UnsupportedOpError(
+            "queues run only as nodes of a graph, not inside a function that it calls"
+        )
+
+    waiting = resources
 
     @property
     def asked(self) -> tuple[str, ...]:

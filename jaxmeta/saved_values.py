@@ -32,7 +32,6 @@ def values_to_save(
             errors.list_offenders(
                 "these variables have no value to save:",
                 missing,
-                "Restore a checkpoint or run their initializers first.",
             )
         )
     return [(saveable, values[saveable.variable.op_name]) for saveable in found]

@@ -298,7 +298,7 @@ def _on_host(step: plans.Step, library: executor.Library) -> plans.Step:
         string_kernel = _definition.STRING_KERNELS.get(node.op)
         if string_kernel is None:
             raise errors.UnsupportedOpError(
-                f"node {node.name!r} ({node.op}): the op has no kernel for strings"
+                f"node {node.name!r} ({node.op}): the op has no kernel for strings or queues"
             )
         bare = executor.bind_attrs(node, string_kernel, library)
     is_stateful = kernel.is_stateful

@@ -26,6 +26,9 @@ LIBRARIES = (
     "zoo",
     "sklearn",
 )
+# Compiler options that leave XLA's own passes as they are and hurry LLVM, which takes most of the
+# time; for both of two programs that are compared.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class _Hiding:
@@ -163,7 +166,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     lowered = fn.lower(*args)
     (folder / "imported.stablehlo").write_text(lowered.as_text())
     if request.get("compiles", True):
-        compiled = lowered.compile()
+        compiled = lowered.compile(QUICKLY if request.get("quickly") else None)
         (folder / "imported.hlo").write_text(hlo.hlo_text(compiled))
         write_leaves(folder / "imported.npz", plain_leaves(compiled(*args)))
     found = [library for library in LIBRARIES if library in sys.modules]

@@ -226,7 +226,7 @@ def test_tensorflow_reads_every_kind_as_we_do(scope, tensorflow):
 @pytest.mark.parametrize(
     "items",
     [[1, "a"], [1, 2.0], [object()], ["a", jm.Graph], [1 << 70], [{1: 2}], [{"a": object()}]],
-    ids=str,
+    ids=["int and str", "int and float", "object", "class", "wide int", "int keys", "of objects"],
 )
 def test_items_without_a_place_in_a_file_are_refused(items):
     graph = jm.Graph()

@@ -411,7 +411,8 @@ def test_load_of_a_checkpoint_that_is_not_there(checkpoint):
 
 def test_restore_of_a_checkpoint_that_is_not_there(checkpoint, session):
     path = checkpoint.removesuffix("3") + "4"
-    with raises(errors.CheckpointError, f"no checkpoint at {path}; close: model-3, model-3.meta"):
+    headline = f"The passed save_path is not a valid checkpoint: {path}"
+    with raises(errors.CheckpointError, f"{headline}; close: model-3, model-3.meta"):
         jaxmeta.Saver(session.graph).restore(session, path)
 
 

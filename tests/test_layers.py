@@ -125,7 +125,7 @@ ROWS = (
     ),
     (
         "copying",
-        "gradients",
+        "differentiating",
         "signature_defs",
         "variables",
     ),
@@ -148,6 +148,7 @@ ROWS = (
         "graph_def_import",
         "saved_values",
         "session",
+        "summary",
     ),
     (
         "meta_graph_import",
