@@ -31,6 +31,7 @@ from jaxmeta.variable_store import VariableStore
 
 _ARRAYS: Final = (jax.Array, np.ndarray)
 _WIDE: Final = (np.dtype(np.float64), np.dtype(np.int64))  # what numpy makes of numbers
+_UNFED: Final = (dtypes.RESOURCE, dtypes.VARIANT)
 _Runner: TypeAlias = Callable[[list[Any], Any], list[Any]]
 """Takes the fed values and the options of a run; returns the values of its single fetches."""
 
@@ -281,14 +282,17 @@ class Session:
                 f"{name}: the value of a feed cannot be {value!r}; run it first, and feed what "
                 "that returns"
             )
+        tensor = self._tensor(name)
+        if dtypes.base_number(tensor.number) in _UNFED:
+            return np.asarray(value)  # reported with the other feeds
+        dtype = tensor.dtype
         if hasattr(value, "dtype"):
             value = value if hasattr(value, "shape") else np.asarray(value)
-            return _narrow(value, self._tensor(name).dtype) if value.dtype in _WIDE else value
-        dtype = self._tensor(name).dtype
+            return _narrow(value, dtype) if value.dtype in _WIDE else value
         try:
             array = np.asarray(value, dtype=dtype)
         except (TypeError, ValueError):
-            return np.asarray(value)  # reported with the other feeds
+            return np.asarray(value)  # the same
         if array.dtype.kind in "iu" and np.asarray(value).dtype.kind == "f":
             return np.asarray(value)  # the same: TensorFlow cuts no fractions off
         return array
@@ -456,7 +460,7 @@ def _in_places(values: Sequence[Any], fetched: Sequence[str]) -> list[Any]:
 
 
 def _feed_faults(tensor: Any, value: Any) -> list[str]:
-    if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
+    if dtypes.base_number(tensor.number) in _UNFED:
         return [f"{tensor.name}: a {dtypes.dtype_name(tensor.number)} cannot be fed"]
     shape, found = tensor.shape, np.shape(value)
     faults = []
