@@ -191,7 +191,7 @@ def test_both_engines_extend_and_train_the_same_file_alike(jaxmeta_page, tensorf
     for name, (engine, _, _) in pages.items():
         _, later = blocks_of(name, title)
         found[name] = engine.run(later, pages[writer][1])
-    for value in ("losses", "biases"):
+    for value in ("losses", "weights", "biases"):
         assert_close(found["jaxmeta"][value], found["tensorflow"][value], 1e-5)
     summaries = [event_pb2.Summary.FromString(values["summary"]) for values in found.values()]
     tags, values = zip(*[(s.value[0].tag, s.value[0].simple_value) for s in summaries], strict=True)
