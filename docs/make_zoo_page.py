@@ -192,6 +192,14 @@ def _check_in_a_process(name: str) -> dict[str, Any]:
     return row
 
 
+def _rows_of_the_page() -> dict[str, dict[str, Any]]:
+    """Returns the rows that the page holds, by program."""
+    lines = _PAGE.read_text().splitlines() if _PAGE.exists() else []
+    tables = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    rows = [dict(zip(_COLUMNS, cells, strict=False)) for cells in tables]
+    return {row["program"]: row for row in rows if row["program"] in zoo.entries()}
+
+
 def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(str(row.get(column, '✗')) for column in _COLUMNS)} |"
 
@@ -216,6 +224,9 @@ def _page(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> int:
     """Writes the page; returns 1 where something does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", help="check these alone, and keep what the page says of the others"
+    )
     parser.add_argument("--check", metavar="NAME", help="print one program's row as JSON")
     parser.add_argument(
         "--save", nargs="+", metavar=("FOLDER", "NAME"), help="write programs, each to a folder"
@@ -232,8 +243,11 @@ def main() -> int:
             folder.mkdir()
             _save(name, folder)
         return 0
+    names = options.names or list(zoo.entries())
+    rows_by_name = _rows_of_the_page() if options.names else {}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(_check_in_a_process, zoo.entries()))
+        rows_by_name |= zip(names, pool.map(_check_in_a_process, names), strict=True)
+    rows = [rows_by_name[name] for name in zoo.entries() if name in rows_by_name]
     if not options.dry:
         _PAGE.write_text("".join(_page(rows)).rstrip() + "\n")
     return int(any(_fails(row) for row in rows))

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxmeta import building, collection_registry, elementary, errors, values
+from jaxmeta import errors, values
 from jaxmeta._proto import event_pb2
-from jaxmeta.building import Graph
 from jaxmeta.event_files import FileWriter as FileWriter
-from jaxmeta.handles import Tensor, Variable
+from jaxmeta.graphs import building, elementary
+from jaxmeta.graphs.building import Graph
+from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.meta_graphs import collection_registry
 
 _NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 _BAD_COLOR = np.array([255, 0, 0, 255], np.uint8)  # TensorFlow's default: red

@@ -13,9 +13,10 @@ import pytest
 from google.protobuf import any_pb2
 
 import jaxmeta as jm
-from jaxmeta import collection_registry, errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.collection_registry import GraphKeys
+from jaxmeta.meta_graphs import collection_registry, meta_graph
+from jaxmeta.meta_graphs.collection_registry import GraphKeys
 
 needs_tf = pytest.mark.needs_tf
 

@@ -15,7 +15,7 @@ import pytest
 import jaxmeta
 from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.queue_resources import PaddingQueue, Queue, RandomShuffleQueue, Waiting
+from jaxmeta.execution.queue_resources import PaddingQueue, Queue, RandomShuffleQueue, Waiting
 
 SHORT = types.SimpleNamespace(timeout_in_ms=50)
 INT = [np.dtype(np.int32)]

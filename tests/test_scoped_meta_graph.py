@@ -15,8 +15,10 @@ import pytest
 from google.protobuf import text_format
 
 import jaxmeta as jm
-from jaxmeta import errors, meta_graph, saver
+from jaxmeta import errors
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
+from jaxmeta.saving import saver
 
 needs_tf = pytest.mark.needs_tf
 

@@ -161,14 +161,14 @@ def test_session_runs_summaries_and_writer_takes_them(tmp_path):
     with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as sess:
         x = jaxmeta.placeholder("float32", [3], name="x")
         jaxmeta.summary.scalar("total", jaxmeta.call(lambda x: x.sum(), x))
-        jaxmeta.summary.histogram("x", x)
+        jaxmeta.summary.histogram("spread", x)
         merged = jaxmeta.summary.merge_all()
         with jaxmeta.summary.FileWriter(tmp_path, graph) as writer:
             for step in range(2):
                 writer.add_summary(sess.run(merged, {x: np.ones(3) * step}), step)
     events = read_events(tmp_path)
     assert [e.value for e in events.Scalars("total")] == [0.0, 3.0]
-    assert [e.histogram_value.max for e in events.Histograms("x")] == [0.0, 1.0]
+    assert [e.histogram_value.max for e in events.Histograms("spread")] == [0.0, 1.0]
 
 
 def test_nothing_to_merge():
@@ -188,7 +188,9 @@ def test_text_of_numbers_is_refused():
 def read_events(path):
     from tensorboard.backend.event_processing import event_accumulator
 
-    found = event_accumulator.EventAccumulator(str(path), size_guidance={"scalars": 0})
+    found = event_accumulator.EventAccumulator(
+        str(path), size_guidance={"scalars": 0, "histograms": 0}
+    )
     return found.Reload()
 
 

@@ -7,6 +7,8 @@ Both processes share a compilation cache of their own: equal StableHLO is compil
 from __future__ import annotations
 
 import itertools
+import pathlib
+import re
 
 import hlo
 import jax
@@ -171,3 +173,11 @@ def test_two_jitted_calls_of_a_layer_are_one_function(tmp_path):
         for n in (2, 9)
     ]
     assert counts[0] == counts[1]
+
+
+def test_page_lists_each_program_once():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
+    listed = re.findall(r"^\| (\w+) \|", page, flags=re.MULTILINE)
+    known = [name for name in listed if name != "program"]
+    assert sorted(known) == sorted({*NAMES, *known}), "run make zoo"
+    assert len(known) == len(set(known)) >= 45

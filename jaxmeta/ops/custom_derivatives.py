@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import errors, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, lowering, restores
+from jaxmeta.tracing import jaxprs
 from jaxmeta.values import FunctionRef
 
 
