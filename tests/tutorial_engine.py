@@ -40,7 +40,8 @@ class Engine:
 
     def run(self, code: str, directory: os.PathLike[str]) -> dict[str, Any]:
         """Runs code in a directory; returns all numbers, arrays, strings, and lists of these."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         pickle.dump((code, os.fspath(directory)), self._process.stdin)
         self._process.stdin.flush()
         values, error = pickle.load(self._process.stdout)

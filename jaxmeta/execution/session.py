@@ -20,8 +20,6 @@ from jaxmeta.graphs.graph import Tensor, Variable
 
 _KINDS: Final = (np.integer, np.floating, np.complexfloating)  # what a feed may be cast along
 _ARRAYS: Final = (jax.Array, np.ndarray)
-_WIDE: Final = (np.dtype(np.float64), np.dtype(np.int64))  # what numpy makes of numbers
-_UNFED: Final = (dtypes.RESOURCE, dtypes.VARIANT)
 _Runner: TypeAlias = Callable[[list[Any], Any], list[Any]]
 """Takes the fed values and the options of a run; returns the values of its single fetches."""
 
@@ -252,7 +250,7 @@ class Session:
     def _run(self, prepared: _Prepared, given: list[Any], options: Any) -> Any:
         shapes = []
         for index, value in enumerate(given):
-            if not isinstance(value, _ARRAYS) or value.dtype in _WIDE:
+            if not isinstance(value, _ARRAYS):
                 value = given[index] = self._as_array(prepared.feed_names[index], value)
             shapes.append((value.shape, value.dtype))
         key = tuple(shapes)
@@ -263,26 +261,20 @@ class Session:
         return values if prepared.is_list else prepared.rebuild(iter(values))
 
     def _as_array(self, name: str, value: Any) -> Any:
-        """Returns what is fed as an array, of the tensor's dtype where that cuts nothing off.
-
-        Lists are converted, and numbers and arrays of the 64 bits that numpy gives them by itself.
-        """
+        """Returns a fed number or list as an array of the tensor's dtype."""
         if isinstance(value, (Tensor, Variable)):
             raise errors.FeedTypeError(
                 f"{name}: the value of a feed cannot be {value!r}; run it first, and feed what "
                 "that returns"
             )
-        tensor = self._tensor(name)
-        if dtypes.base_number(tensor.number) in _UNFED:
-            return np.asarray(value)  # reported with the other feeds
-        dtype = tensor.dtype
         if hasattr(value, "dtype"):
-            value = value if hasattr(value, "shape") else np.asarray(value)
-            return _narrow(value, dtype) if value.dtype in _WIDE else value
+            return value if hasattr(value, "shape") else np.asarray(value)
         try:
-            array = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError):
-            return np.asarray(value)  # the same
+            array = np.asarray(value, dtype=self._tensor(name).dtype)
+        except OverflowError as error:
+            raise errors.FeedTypeError(f"{name}: cannot be fed {value!r}: {error}") from None
+        except (TypeError, ValueError):  # also of a resource, which has no dtype
+            return np.asarray(value)  # reported with the other feeds
         if array.dtype.kind in "iu" and np.asarray(value).dtype.kind == "f":
             return np.asarray(value)  # the same: TensorFlow cuts no fractions off
         return array
@@ -482,7 +474,7 @@ def _is_cast(found: Any, wanted: Any) -> bool:
 
 
 def _feed_faults(tensor: Any, value: Any) -> list[str]:
-    if dtypes.base_number(tensor.number) in _UNFED:
+    if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
         return [f"{tensor.name}: a {dtypes.dtype_name(tensor.number)} cannot be fed"]
     shape, found = tensor.shape, np.shape(value)
     faults = []
@@ -496,16 +488,6 @@ def _feed_faults(tensor: Any, value: Any) -> list[str]:
         expected = dtypes.dtype_name(tensor.number)
         faults.append(f"{tensor.name}: expected dtype {expected}, got {dtypes.dtype_name(number)}")
     return faults
-
-
-def _narrow(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Returns 64-bit numbers in fewer bits of the same kind, as they are where they do not fit."""
-    if jax.numpy.issubdtype(dtype, np.floating) and value.dtype.kind == "f":
-        return value.astype(dtype)
-    if dtype.kind in "iu" and value.dtype.kind == "i":
-        narrow = value.astype(dtype)
-        return narrow if (narrow == value).all() else value
-    return value
 
 
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
