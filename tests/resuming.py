@@ -131,7 +131,8 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     import jaxmeta as jm
-    from jaxmeta import signature_nodes, trees
+    from jaxmeta import trees
+    from jaxmeta.tracing import signature_nodes
 
     folder = pathlib.Path(request["folder"])
     run = jm.load(request["prefix"])

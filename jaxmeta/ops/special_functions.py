@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, eqn_params
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._pointwise import SMALL, UNIT, named, one_of, unary, with_accuracy
+from jaxmeta.tracing import eqn_params
 
 unary("Exp", "exp", lax.exp, f32(3, 4))
 unary("Expm1", "expm1", lax.expm1, f32(3, 4))
