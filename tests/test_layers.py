@@ -97,6 +97,7 @@ ROWS = (
         "compiling",
         "executor",
         "graph",
+        "ops._handles",
         "ops._keys",
         "ops._window",
     ),
