@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-second lint bench clean
+.PHONY: help demo test test-second lint bench zoo clean
 
 help:
 	@echo "make demo         train, save, resume and plot the digits example"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-second  run the short tests on a second Python, if the machine has one"
 	@echo "make lint         formatting, lint, types, generated code"
 	@echo "make bench        run the benchmarks"
+	@echo "make zoo          check all programs of the zoo at real sizes, and write docs/zoo.md"
 	@echo "make clean        remove environments and caches"
 
 .venv/.created:
@@ -42,6 +43,11 @@ lint: .venv/.installed-test
 
 bench: .venv/.installed-test .venv/.installed-examples
 	$(BIN)/python benchmarks/run_all.py
+
+zoo: export JAXMETA_OTHER_PYTHON := $(wildcard $(CURDIR)/.venv-second/bin/python)
+zoo: .venv/.installed-test
+	PYTHONPATH=tests $(BIN)/python docs/make_zoo_page.py
+	[ ! -x .venv-second/bin/python ] || PYTHONPATH=tests JAXMETA_OTHER_PYTHON= .venv-second/bin/python docs/make_zoo_page.py --dry
 
 test-second: .venv/.installed-test
 	@.ci/test_second

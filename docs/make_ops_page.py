@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta import jaxprs, trace
-from jaxmeta.building import Graph
+from jaxmeta.graphs.building import Graph
 from jaxmeta.ops import _definition, _not_lowered
+from jaxmeta.tracing import jaxprs, trace
 
 _PAGE = pathlib.Path(__file__).with_name("ops.md")
 _HEAD = """# Ops

@@ -10,10 +10,8 @@
 ['AddV2']
 """
 
+from jaxmeta import summary as summary
 from jaxmeta._proto.meta_graph_pb2 import SaverDef as SaverDef
-from jaxmeta.building import Graph as Graph
-from jaxmeta.building import get_default_graph as get_default_graph
-from jaxmeta.building import reset_default_graph as reset_default_graph
 from jaxmeta.checkpoint.reader import CheckpointReader as CheckpointReader
 from jaxmeta.checkpoint.reader import NewCheckpointReader as NewCheckpointReader
 from jaxmeta.checkpoint.reader import list_variables as list_variables
@@ -29,39 +27,12 @@ from jaxmeta.checkpoint.state import latest_checkpoint as latest_checkpoint
 from jaxmeta.checkpoint.state import meta_graph_filename as meta_graph_filename
 from jaxmeta.checkpoint.state import remove_checkpoint as remove_checkpoint
 from jaxmeta.checkpoint.state import update_checkpoint_state as update_checkpoint_state
-from jaxmeta.collection_registry import GraphKeys as GraphKeys
-from jaxmeta.collection_registry import register_proto_function as register_proto_function
-from jaxmeta.construction import add_to_collection as add_to_collection
-from jaxmeta.construction import add_to_collections as add_to_collections
-from jaxmeta.construction import call as call
-from jaxmeta.construction import constant as constant
-from jaxmeta.construction import control_dependencies as control_dependencies
-from jaxmeta.construction import create_partitioned_variables as create_partitioned_variables
-from jaxmeta.construction import get_collection as get_collection
-from jaxmeta.construction import get_collection_ref as get_collection_ref
-from jaxmeta.construction import global_variables as global_variables
-from jaxmeta.construction import global_variables_initializer as global_variables_initializer
-from jaxmeta.construction import gradients as gradients
-from jaxmeta.construction import group as group
-from jaxmeta.construction import identity as identity
-from jaxmeta.construction import initialize_all_variables as initialize_all_variables
-from jaxmeta.construction import local_variables as local_variables
-from jaxmeta.construction import local_variables_initializer as local_variables_initializer
-from jaxmeta.construction import minimize as minimize
-from jaxmeta.construction import name_scope as name_scope
-from jaxmeta.construction import no_op as no_op
-from jaxmeta.construction import placeholder as placeholder
-from jaxmeta.construction import trainable_variables as trainable_variables
-from jaxmeta.construction import variables_initializer as variables_initializer
-from jaxmeta.control_flow_contexts import CondContext as CondContext
-from jaxmeta.control_flow_contexts import WhileContext as WhileContext
-from jaxmeta.coordinator import Coordinator as Coordinator
-from jaxmeta.custom_calls import allow_custom_calls as allow_custom_calls
 from jaxmeta.errors import ArgumentTypeError as ArgumentTypeError
 from jaxmeta.errors import AttrError as AttrError
 from jaxmeta.errors import CancelledError as CancelledError
 from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
+from jaxmeta.errors import CheckpointTypeError as CheckpointTypeError
 from jaxmeta.errors import CustomCallError as CustomCallError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import DerivativeError as DerivativeError
@@ -76,7 +47,9 @@ from jaxmeta.errors import InvalidArgumentError as InvalidArgumentError
 from jaxmeta.errors import JaxmetaError as JaxmetaError
 from jaxmeta.errors import MissingNameError as MissingNameError
 from jaxmeta.errors import MissingNodeError as MissingNodeError
+from jaxmeta.errors import MissingPackageError as MissingPackageError
 from jaxmeta.errors import NameTakenError as NameTakenError
+from jaxmeta.errors import NotBuiltError as NotBuiltError
 from jaxmeta.errors import OperationError as OperationError
 from jaxmeta.errors import OutOfRangeError as OutOfRangeError
 from jaxmeta.errors import SessionError as SessionError
@@ -84,34 +57,70 @@ from jaxmeta.errors import ShardingError as ShardingError
 from jaxmeta.errors import UnreadableFileError as UnreadableFileError
 from jaxmeta.errors import UnsupportedOpError as UnsupportedOpError
 from jaxmeta.errors import UnsupportedPrimitiveError as UnsupportedPrimitiveError
-from jaxmeta.freezing import (
+from jaxmeta.event_files import FileWriter as FileWriter
+from jaxmeta.execution.coordinator import Coordinator as Coordinator
+from jaxmeta.execution.queue_runner import QueueRunner as QueueRunner
+from jaxmeta.execution.queue_runner import add_queue_runner as add_queue_runner
+from jaxmeta.execution.queue_runner import start_queue_runners as start_queue_runners
+from jaxmeta.execution.queues import FIFOQueue as FIFOQueue
+from jaxmeta.execution.queues import PaddingFIFOQueue as PaddingFIFOQueue
+from jaxmeta.execution.queues import RandomShuffleQueue as RandomShuffleQueue
+from jaxmeta.execution.session import InteractiveSession as InteractiveSession
+from jaxmeta.execution.session import Session as Session
+from jaxmeta.execution.session import get_default_session as get_default_session
+from jaxmeta.graphs.building import Graph as Graph
+from jaxmeta.graphs.building import get_default_graph as get_default_graph
+from jaxmeta.graphs.building import reset_default_graph as reset_default_graph
+from jaxmeta.graphs.construction import add_to_collection as add_to_collection
+from jaxmeta.graphs.construction import add_to_collections as add_to_collections
+from jaxmeta.graphs.construction import call as call
+from jaxmeta.graphs.construction import constant as constant
+from jaxmeta.graphs.construction import control_dependencies as control_dependencies
+from jaxmeta.graphs.construction import create_partitioned_variables as create_partitioned_variables
+from jaxmeta.graphs.construction import get_collection as get_collection
+from jaxmeta.graphs.construction import get_collection_ref as get_collection_ref
+from jaxmeta.graphs.construction import global_variables as global_variables
+from jaxmeta.graphs.construction import global_variables_initializer as global_variables_initializer
+from jaxmeta.graphs.construction import gradients as gradients
+from jaxmeta.graphs.construction import group as group
+from jaxmeta.graphs.construction import identity as identity
+from jaxmeta.graphs.construction import initialize_all_variables as initialize_all_variables
+from jaxmeta.graphs.construction import local_variables as local_variables
+from jaxmeta.graphs.construction import local_variables_initializer as local_variables_initializer
+from jaxmeta.graphs.construction import minimize as minimize
+from jaxmeta.graphs.construction import name_scope as name_scope
+from jaxmeta.graphs.construction import no_op as no_op
+from jaxmeta.graphs.construction import placeholder as placeholder
+from jaxmeta.graphs.construction import trainable_variables as trainable_variables
+from jaxmeta.graphs.construction import variables_initializer as variables_initializer
+from jaxmeta.graphs.handles import Operation as Operation
+from jaxmeta.graphs.handles import SaveSliceInfo as SaveSliceInfo
+from jaxmeta.graphs.handles import Tensor as Tensor
+from jaxmeta.graphs.handles import Variable as Variable
+from jaxmeta.meta_graphs.collection_registry import GraphKeys as GraphKeys
+from jaxmeta.meta_graphs.collection_registry import (
+    register_proto_function as register_proto_function,
+)
+from jaxmeta.meta_graphs.control_flow_contexts import CondContext as CondContext
+from jaxmeta.meta_graphs.control_flow_contexts import WhileContext as WhileContext
+from jaxmeta.meta_graphs.differences import Difference as Difference
+from jaxmeta.meta_graphs.differences import diff as diff
+from jaxmeta.meta_graphs.freezing import (
     convert_variables_to_constants as convert_variables_to_constants,
 )
-from jaxmeta.graph_def_import import import_graph_def as import_graph_def
-from jaxmeta.graph_transforms import extract_sub_graph as extract_sub_graph
-from jaxmeta.graph_transforms import remove_training_nodes as remove_training_nodes
-from jaxmeta.handles import Operation as Operation
-from jaxmeta.handles import SaveSliceInfo as SaveSliceInfo
-from jaxmeta.handles import Tensor as Tensor
-from jaxmeta.handles import Variable as Variable
-from jaxmeta.loading import load as load
-from jaxmeta.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
-from jaxmeta.meta_graph import export_meta_graph as export_meta_graph
-from jaxmeta.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
-from jaxmeta.meta_graph import import_scoped_meta_graph as import_scoped_meta_graph
-from jaxmeta.meta_graph import read_meta_graph_file as read_meta_graph_file
-from jaxmeta.meta_graph_file import write_graph as write_graph
+from jaxmeta.meta_graphs.graph_def_import import import_graph_def as import_graph_def
+from jaxmeta.meta_graphs.graph_transforms import extract_sub_graph as extract_sub_graph
+from jaxmeta.meta_graphs.graph_transforms import remove_training_nodes as remove_training_nodes
+from jaxmeta.meta_graphs.meta_graph import copy_scoped_meta_graph as copy_scoped_meta_graph
+from jaxmeta.meta_graphs.meta_graph import export_meta_graph as export_meta_graph
+from jaxmeta.meta_graphs.meta_graph import export_scoped_meta_graph as export_scoped_meta_graph
+from jaxmeta.meta_graphs.meta_graph import import_scoped_meta_graph as import_scoped_meta_graph
+from jaxmeta.meta_graphs.meta_graph import read_meta_graph_file as read_meta_graph_file
+from jaxmeta.meta_graphs.meta_graph_file import write_graph as write_graph
 from jaxmeta.program import Program as Program
-from jaxmeta.queue_runner import QueueRunner as QueueRunner
-from jaxmeta.queue_runner import add_queue_runner as add_queue_runner
-from jaxmeta.queue_runner import start_queue_runners as start_queue_runners
-from jaxmeta.queues import FIFOQueue as FIFOQueue
-from jaxmeta.queues import PaddingFIFOQueue as PaddingFIFOQueue
-from jaxmeta.queues import RandomShuffleQueue as RandomShuffleQueue
-from jaxmeta.saver import Saver as Saver
-from jaxmeta.saver import import_meta_graph as import_meta_graph
-from jaxmeta.session import InteractiveSession as InteractiveSession
-from jaxmeta.session import Session as Session
-from jaxmeta.session import get_default_session as get_default_session
+from jaxmeta.saving.loading import load as load
+from jaxmeta.saving.saver import Saver as Saver
+from jaxmeta.saving.saver import import_meta_graph as import_meta_graph
+from jaxmeta.tracing.custom_calls import allow_custom_calls as allow_custom_calls
 
 __version__ = "0.1.0"

@@ -230,8 +230,8 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from jaxmeta import differences
     from jaxmeta.command_line import show
+    from jaxmeta.meta_graphs import differences
 
     files = [show.find_meta_graph(path) for path in (arguments.first, arguments.second)]
     found = differences.diff(*files)

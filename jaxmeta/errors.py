@@ -12,7 +12,7 @@
     │  └─ MissingNodeError(AssertionError)
     │                                    a GraphDef lacks a node that was asked for
     ├─ AttrError(ValueError)             attr missing, unknown, or of the wrong kind
-    │  └─ DtypeError                     TensorFlow has no such type
+    │  └─ DtypeError(ValueError)         TensorFlow has no such type
     ├─ UnsupportedPrimitiveError(NotImplementedError)
     │                                    a traced function holds primitives without a node form
     ├─ DerivativeError(TypeError)        a derivative rule did not trace when it was saved
@@ -87,7 +87,7 @@ class AttrError(JaxmetaError, ValueError):
     """A node's attr is missing, unknown, or holds the wrong kind of value."""
 
 
-class DtypeError(AttrError):
+class DtypeError(AttrError, ValueError):
     """A dtype has no TensorFlow DataType, or the other way round."""
 
 

@@ -12,8 +12,9 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
-from jaxmeta import building, errors, graph
+from jaxmeta import errors
 from jaxmeta._proto import event_pb2, graph_pb2, meta_graph_pb2
+from jaxmeta.graphs import building, graph
 
 _FILE_VERSION: Final = "brain.Event:2"
 _FILE_NUMBERS: Final = itertools.count()

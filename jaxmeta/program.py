@@ -8,23 +8,11 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import (
-    arguments,
-    building,
-    dtypes,
-    errors,
-    executor,
-    graph,
-    jaxprs,
-    nodes,
-    pausing,
-    sharded_functions,
-    shardings,
-    signature_nodes,
-    specs,
-    trees,
-)
-from jaxmeta.graph import Signature, Variable
+from jaxmeta import dtypes, errors, pausing, shardings, specs, trees
+from jaxmeta.execution import arguments, executor
+from jaxmeta.graphs import building, graph, nodes
+from jaxmeta.graphs.graph import Signature, Variable
+from jaxmeta.tracing import jaxprs, sharded_functions, signature_nodes
 
 _WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
 

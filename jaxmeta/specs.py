@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from jaxmeta import dtypes, errors, jaxprs, trees, values
+from jaxmeta import dtypes, errors, trees, values
+from jaxmeta.tracing import jaxprs
 
 
 def physical(leaf: Any) -> tuple[str, jax.ShapeDtypeStruct]:

@@ -26,6 +26,9 @@ LIBRARIES = (
     "zoo",
     "sklearn",
 )
+# Compiler options that leave XLA's own passes as they are and hurry LLVM, which takes most of the
+# time; for both of two programs that are compared.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class _Hiding:
@@ -128,7 +131,8 @@ def _resume(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     import jaxmeta as jm
-    from jaxmeta import signature_nodes, trees
+    from jaxmeta import trees
+    from jaxmeta.tracing import signature_nodes
 
     folder = pathlib.Path(request["folder"])
     run = jm.load(request["prefix"])
@@ -163,7 +167,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     lowered = fn.lower(*args)
     (folder / "imported.stablehlo").write_text(lowered.as_text())
     if request.get("compiles", True):
-        compiled = lowered.compile()
+        compiled = lowered.compile(QUICKLY if request.get("quickly") else None)
         (folder / "imported.hlo").write_text(hlo.hlo_text(compiled))
         write_leaves(folder / "imported.npz", plain_leaves(compiled(*args)))
     found = [library for library in LIBRARIES if library in sys.modules]

@@ -14,7 +14,8 @@ import numpy as np
 import resuming
 
 import jaxmeta as jm
-from jaxmeta import meta_graph, trees
+from jaxmeta import trees
+from jaxmeta.meta_graphs import meta_graph
 
 SIGNATURE = "main"
 _META = "program.meta"

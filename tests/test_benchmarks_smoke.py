@@ -73,6 +73,13 @@ def test_imported_program_lowers_as_the_original(benchmark, small_models, tmp_pa
     assert original["fingerprint"] == imported["fingerprint"]
 
 
+def test_program_of_the_zoo_is_measured(benchmark, tmp_path):
+    script = benchmark("zoo")
+    row = script.measure("poisson_solver", "reduced", rounds=1, folder=str(tmp_path))
+    assert row["nodes"] > 0
+    assert row["ratio"] > 0
+
+
 def test_chain_of_nodes_is_exported_and_imported(benchmark, tmp_path):
     script = benchmark("import_export")
     path = str(tmp_path / "chain.meta")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, meta_graph, trees
+from jaxmeta import errors, trees
+from jaxmeta.meta_graphs import meta_graph
 
 
 def imported(graph: jaxmeta.Graph) -> jaxmeta.Graph:

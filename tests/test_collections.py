@@ -13,9 +13,10 @@ import pytest
 from google.protobuf import any_pb2
 
 import jaxmeta as jm
-from jaxmeta import collection_registry, errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.collection_registry import GraphKeys
+from jaxmeta.meta_graphs import collection_registry, meta_graph
+from jaxmeta.meta_graphs.collection_registry import GraphKeys
 
 needs_tf = pytest.mark.needs_tf
 
@@ -226,7 +227,7 @@ def test_tensorflow_reads_every_kind_as_we_do(scope, tensorflow):
 @pytest.mark.parametrize(
     "items",
     [[1, "a"], [1, 2.0], [object()], ["a", jm.Graph], [1 << 70], [{1: 2}], [{"a": object()}]],
-    ids=str,
+    ids=["int and str", "int and float", "object", "class", "wide int", "int keys", "of objects"],
 )
 def test_items_without_a_place_in_a_file_are_refused(items):
     graph = jm.Graph()

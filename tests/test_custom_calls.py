@@ -10,8 +10,8 @@ from jax import lax
 from jax.experimental import pallas
 
 import jaxmeta
-from jaxmeta import meta_graph
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 
 
 def schur(x):

@@ -9,7 +9,7 @@ import pytest
 import jaxmeta
 from jaxmeta import __main__ as command_line
 from jaxmeta import errors
-from jaxmeta.differences import diff
+from jaxmeta.meta_graphs.differences import diff
 
 
 def program(step, *args, state=None, hparams=None):
@@ -94,7 +94,7 @@ def test_an_input_another_op_and_a_device_are_named():
 
 
 def edge(graph, name):
-    from jaxmeta.nodes import Edge
+    from jaxmeta.graphs.nodes import Edge
 
     return Edge(name, graph.output_numbers(name)[0])
 

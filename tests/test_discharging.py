@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 
 import jaxmeta
-from jaxmeta import meta_graph
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 
 
 def straight(x):

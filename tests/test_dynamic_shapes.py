@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import export, lax
 
 import jaxmeta as jm
-from jaxmeta import graph
+from jaxmeta.graphs import graph
 from jaxmeta.program import build_function
 
 Spec = jax.ShapeDtypeStruct
@@ -189,7 +189,7 @@ def arrays(name: str, sizes: dict[str, int]) -> list[np.ndarray]:
 
 
 def evaluate(dimension: Any, sizes: dict[str, int]) -> int:
-    from jaxmeta import dimensions
+    from jaxmeta.tracing import dimensions
 
     return int(dimensions.evaluate(dimensions.parse(str(dimension)), sizes))
 

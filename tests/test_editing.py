@@ -9,7 +9,7 @@ import pytest
 
 import jaxmeta as jm
 from jaxmeta import errors
-from jaxmeta.meta_graph import import_graph
+from jaxmeta.meta_graphs.meta_graph import import_graph
 from jaxmeta.program import Program
 
 

@@ -15,8 +15,9 @@ from google.protobuf import text_format
 from jax.extend.core import Primitive
 
 import jaxmeta
-from jaxmeta import errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 from jaxmeta.ops._not_lowered import NOT_LOWERED
 
 BATCH = {"x": np.ones((4, 3), np.float32), "y": np.ones((4, 2), np.float32)}
@@ -411,7 +412,8 @@ def test_load_of_a_checkpoint_that_is_not_there(checkpoint):
 
 def test_restore_of_a_checkpoint_that_is_not_there(checkpoint, session):
     path = checkpoint.removesuffix("3") + "4"
-    with raises(errors.CheckpointError, f"no checkpoint at {path}; close: model-3, model-3.meta"):
+    headline = f"The passed save_path is not a valid checkpoint: {path}"
+    with raises(errors.CheckpointError, f"{headline}; close: model-3, model-3.meta"):
         jaxmeta.Saver(session.graph).restore(session, path)
 
 
@@ -549,9 +551,9 @@ def test_all_feeds_of_other_shape_or_dtype_are_named(session):
         errors.FeedError,
         "these feeds do not fit:",
         "  batch/x:0: expected shape [4, 3], got [4, 2]",
-        "  batch/y:0: expected dtype float32, got float64",
+        "  batch/y:0: expected dtype float32, got bool",
     ):
-        session.run("train_step:0", {"batch/x:0": BATCH["y"], "batch/y:0": np.ones((4, 2))})
+        session.run("train_step:0", {"batch/x:0": BATCH["y"], "batch/y:0": np.ones((4, 2), bool)})
 
 
 def test_feed_of_another_shape_is_named_after_a_good_run(session):

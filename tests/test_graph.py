@@ -8,8 +8,8 @@ import pytest
 import jaxmeta
 from jaxmeta import dtypes, errors, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graph import GraphBuilder
-from jaxmeta.nodes import Edge, FunctionBody
+from jaxmeta.graphs.graph import GraphBuilder
+from jaxmeta.graphs.nodes import Edge, FunctionBody
 
 F32 = np.dtype("float32")
 

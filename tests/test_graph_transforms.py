@@ -12,8 +12,9 @@ import pytest
 from google.protobuf import text_format
 
 import jaxmeta as jm
-from jaxmeta import errors, meta_graph, meta_graph_file
+from jaxmeta import errors
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph, meta_graph_file
 
 needs_tf = pytest.mark.needs_tf
 GraphDef = graph_pb2.GraphDef

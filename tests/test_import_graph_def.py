@@ -12,8 +12,9 @@ import pytest
 from google.protobuf import text_format
 
 import jaxmeta as jm
-from jaxmeta import errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 
 GraphDef = graph_pb2.GraphDef
 

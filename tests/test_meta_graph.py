@@ -19,8 +19,9 @@ import pytest
 from google.protobuf import any_pb2
 
 import jaxmeta
-from jaxmeta import errors, meta_graph, meta_graph_file, trees
+from jaxmeta import errors, trees
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph, meta_graph_file
 
 TESTS = pathlib.Path(__file__).parent
 

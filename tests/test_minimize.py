@@ -114,7 +114,7 @@ def test_tensorflow_trains_what_was_built(tensorflow, rng, tmp_path, name):
 def test_training_is_saved_and_goes_on_without_the_model(rng, tmp_path):
     params, data = initial_params(rng), batches(rng)
     expected, _ = trained_by_optax(params, TRANSFORMATIONS["adamw"](), data)
-    loss, train_op, step = build(params, TRANSFORMATIONS["adamw"]())
+    _, train_op, step = build(params, TRANSFORMATIONS["adamw"]())
     with jm.Session() as session, jm.Saver() as saver:
         session.run(jm.global_variables_initializer())
         for x, y in data[:2]:

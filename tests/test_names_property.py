@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 
@@ -20,9 +21,7 @@ LEAF = st.one_of(
     st.tuples(st.just("variable"), st.one_of(st.none(), NAMES.filter(lambda n: n[-1] != "/"))),
     st.tuples(st.just("group"), st.one_of(st.none(), NAMES.filter(lambda n: n[-1] != "/"))),
     st.tuples(st.just("no_op"), st.none()),
-    st.tuples(
-        st.just("operator"), st.sampled_from(sorted("+-*/@<>[|") + ["neg", "abs", "r+", "vec"])
-    ),
+    st.tuples(st.just("operator"), st.sampled_from([*"*+-/<>@[|", "neg", "abs", "r+", "vec"])),
     st.tuples(st.just("assign"), st.sampled_from(["assign", "assign_add", "assign_sub"])),
     st.tuples(st.just("unique"), NAMES.filter(lambda n: n[-1] != "/")),
     st.tuples(st.just("import"), st.one_of(st.none(), st.sampled_from(["a", "imported", "b"]))),
@@ -113,7 +112,7 @@ class _Side:
             "neg": lambda: -y,
             "abs": lambda: abs(x),
             "r+": lambda: 1.0 + y,
-            "vec": lambda: x + [1.0, 2.0],
+            "vec": lambda: x + np.float32([1.0, 2.0]),
         }
         makes[symbol]()
 

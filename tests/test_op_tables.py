@@ -17,10 +17,12 @@ from jax import lax
 from jax.extend import core as jax_core
 
 import jaxmeta
-from jaxmeta import graph, op_defs, trace, xla_attrs
+from jaxmeta import op_defs, xla_attrs
+from jaxmeta.graphs import graph
 from jaxmeta.ops import _definition
 from jaxmeta.ops._definition import KERNELS, LOWERINGS, PRIMITIVE_KERNELS, Spec, f32, i32
 from jaxmeta.ops._not_lowered import NOT_LOWERED
+from jaxmeta.tracing import trace
 
 EXPOSED = {
     getattr(jax_core.primitives, name).name

@@ -19,8 +19,8 @@ import pytest
 from hlo import canonical_stablehlo, first_difference
 
 import jaxmeta
-from jaxmeta import meta_graph
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 from jaxmeta.ops import _definition
 from jaxmeta.ops._definition import Example, Spec
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import tensorflow_oracle
 
-from jaxmeta import graph, trace
 from jaxmeta._proto import graph_pb2
+from jaxmeta.graphs import graph
 from jaxmeta.ops import _definition
 from jaxmeta.ops._definition import Example, Spec
+from jaxmeta.tracing import trace
 
 EXAMPLES = tuple(_definition.EXAMPLES)
 # Where an outcome depends on chance, such as the sign of an eigenvector, so many inputs are tried.

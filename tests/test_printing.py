@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmeta
-from jaxmeta import printing
 from jaxmeta._proto import graph_pb2
+from jaxmeta.graphs import printing
 
 
 def small_graph():

@@ -16,7 +16,7 @@ import resuming
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxmeta as jm
-from jaxmeta.meta_graph import import_graph
+from jaxmeta.meta_graphs.meta_graph import import_graph
 
 STEPS = 10
 NAMES = list(programs.all_programs())

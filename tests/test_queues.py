@@ -15,7 +15,7 @@ import pytest
 import jaxmeta
 from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.queue_resources import PaddingQueue, Queue, RandomShuffleQueue, Waiting
+from jaxmeta.execution.queue_resources import PaddingQueue, Queue, RandomShuffleQueue, Waiting
 
 SHORT = types.SimpleNamespace(timeout_in_ms=50)
 INT = [np.dtype(np.int32)]
@@ -364,6 +364,23 @@ def test_queues_of_a_shared_name_are_one():
         one, other = (jaxmeta.FIFOQueue(5, np.int32, [()], shared_name="shared") for _ in range(2))
         session.run(one.enqueue(7))
         assert session.run(other.dequeue()) == 7
+
+
+@pytest.mark.needs_tf
+def test_queues_inside_called_functions_are_refused(tensorflow):
+    tf1 = tensorflow.compat.v1
+
+    @tensorflow.function(autograph=False)
+    def length():
+        return tensorflow.queue.FIFOQueue(3, tensorflow.int32, [()]).size()
+
+    with tensorflow.Graph().as_default():
+        tensorflow.identity(length(), name="length")
+        saved = tf1.train.export_meta_graph()
+    with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
+        jaxmeta.import_meta_graph(meta_graph_pb2.MetaGraphDef.FromString(saved.SerializeToString()))
+        with pytest.raises(errors.UnsupportedOpError, match="no kernel for strings or queues"):
+            session.run("length:0")
 
 
 # --- runners -------------------------------------------------------------------------------------

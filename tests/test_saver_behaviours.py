@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 import jaxmeta as jm
-from jaxmeta import graph as graphs
 from jaxmeta import values
 from jaxmeta.errors import CheckpointError, CheckpointTypeError, NotBuiltError
+from jaxmeta.graphs.handles import SaveSliceInfo
 
 FORMATS = ["orbax", "tensor_bundle"]
 
@@ -249,7 +250,7 @@ def test_variables_without_a_value_are_all_named(tmp_path, checkpoint_format):
     saver = jm.Saver(graph=graph, checkpoint_format=checkpoint_format)
     with pytest.raises(CheckpointError) as caught:
         saver.save(empty_session(graph), tmp_path / "model")
-    assert "  a\n  b\n" in str(caught.value)
+    assert str(caught.value).endswith("  a\n  b")
     assert not os.listdir(tmp_path)
 
 
@@ -376,12 +377,8 @@ def partitioned_graph(name, shape, splits):
         offset = tuple(int(bounds[axis][i]) for axis, i in enumerate(index))
         extent = tuple(int(bounds[axis][i + 1] - bounds[axis][i]) for axis, i in enumerate(index))
         part = graph.add_variable(f"{name}/part_{number}", jnp.zeros(extent), is_trainable=True)
-        info = graphs.SaveSliceInfo(name, tuple(shape), offset, extent)
-        replaced = graphs.dataclasses.replace(part, save_slice_info=info)
-        graph.register_variable(replaced)
-        for collection in ("variables", "trainable_variables"):
-            items = graph.collections[collection]
-            items[items.index(part)] = replaced
+        info = SaveSliceInfo(name, tuple(shape), offset, extent)
+        part.save_slice_info = info
     return graph, jm.Session(graph)
 
 
@@ -455,9 +452,8 @@ def test_partitioned_variable_goes_to_tensorflow_and_comes_from_it(
 def test_slices_that_do_not_belong_together_are_refused(tmp_path):
     graph, session = partitioned_graph("w", SHAPE, (2, 1))
     parts = [graph.variable(name) for name in graph.variable_names]
-    other = graphs.dataclasses.replace(
-        parts[1], save_slice_info=graphs.SaveSliceInfo("u", SHAPE, (5, 0), (5, 3))
-    )
+    other = copy.copy(parts[1])
+    other.save_slice_info = SaveSliceInfo("u", SHAPE, (5, 0), (5, 3))
     with pytest.raises(ValueError, match="Slices must all be from the same tensor: u != w"):
         jm.Saver({"w": [parts[0], other]})
     whole = graph.add_variable("w", jnp.zeros(SHAPE), is_trainable=True)

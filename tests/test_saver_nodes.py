@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import jaxmeta as jm
-from jaxmeta import errors, meta_graph, op_defs, saver_nodes
+from jaxmeta import errors, op_defs
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
+from jaxmeta.meta_graphs import meta_graph
+from jaxmeta.saving import saver_nodes
 
 pytestmark = pytest.mark.needs_tf
 

@@ -15,8 +15,10 @@ import pytest
 from google.protobuf import text_format
 
 import jaxmeta as jm
-from jaxmeta import errors, meta_graph, saver
+from jaxmeta import errors
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
+from jaxmeta.saving import saver
 
 needs_tf = pytest.mark.needs_tf
 
@@ -639,3 +641,88 @@ def test_loaded_program_under_a_scope_is_differentiated_as_the_original():
     found = jax.grad(lambda x: predict(state, x).sum())(jnp.asarray(X))
     expected = jax.grad(lambda x: jax.nn.silu(x @ state["params"]["w"]).sum())(jnp.asarray(X))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+# --- more of TensorFlow's own tests --------------------------------------------------------------
+
+
+@needs_tf
+def test_queues_of_a_scope_keep_their_runners(tensorflow):
+    tf = tensorflow.compat.v1
+    with tf.Graph().as_default() as theirs:
+        with tf.name_scope("queue1"):
+            queue = tf.FIFOQueue(10, tf.float32, name="input")
+            enqueue = queue.enqueue([2.0], name="enqueue")
+            close = queue.close(name="close")
+            cancel = queue.close(cancel_pending_enqueues=True, name="cancel")
+            tf.train.add_queue_runner(tf.train.QueueRunner(queue, [enqueue], close, cancel))
+        with tf.name_scope("other"):
+            extra = tf.FIFOQueue(10, tf.float32, name="input")
+            tf.train.add_queue_runner(tf.train.QueueRunner(extra, [extra.enqueue([1.0])]))
+        whole = tf.train.export_meta_graph()
+    expected = tensorflow_export(tf, theirs, export_scope="queue1")
+    graph = meta_graph.import_graph(ours(whole))
+    found = jm.export_meta_graph(graph=graph, export_scope="queue1")
+    assert described(found) == described(expected)
+    target = jm.Graph()
+    for scope in ("new", "new"):
+        jm.import_scoped_meta_graph(found, graph=target, import_scope=scope)
+    theirs_target = tf.Graph()
+    for scope in ("new", "new"):
+        tensorflow_import(tensorflow, expected, theirs_target, import_scope=scope)
+    names = [
+        [(q.name, [op.name for op in q.enqueue_ops], q.close_op.name, q.cancel_op.name)]
+        for q in theirs_target.get_collection("queue_runners")
+    ]
+    runners = jm.export_meta_graph(graph=target).collection_def["queue_runners"]
+    protos = [meta_graph_pb2.QueueRunnerDef.FromString(value) for value in runners.bytes_list.value]
+    assert [
+        [(p.queue_name, list(p.enqueue_op_name), p.close_op_name, p.cancel_op_name)] for p in protos
+    ] == names
+
+
+@needs_tf
+def test_names_that_only_begin_alike_make_no_cycle(tensorflow):
+    tf = tensorflow.compat.v1
+    with tf.Graph().as_default() as theirs:
+        a = tf.constant(1.0, shape=[2, 2])
+        product = tf.matmul(a, tf.constant(2.0, shape=[2, 2]))
+        with tf.name_scope("hidden1"):
+            hidden = tf.tanh(product)
+            product = tf.matmul(hidden, tf.constant(3.0, shape=[2, 2]))
+        with tf.name_scope("hidden2"):
+            tf.tanh(product)
+    proto = ours(tensorflow_export(tf, theirs, export_scope="hidden1"))
+    graph = jm.Graph()
+    with pytest.raises(errors.GraphError, match="Graph contains unbound inputs"):
+        jm.import_scoped_meta_graph(proto, graph=graph, import_scope="hidden1")
+    _, (found,) = meta_graph.import_scoped_meta_graph_with_return_elements(
+        proto,
+        graph=graph,
+        import_scope="hidden1",
+        input_map={"$unbound_inputs_MatMul": np.full((2, 2), 4.0, np.float32)},
+        return_elements=["MatMul:0"],
+    )
+    assert found.name == "hidden1/MatMul:0"
+    with jm.Session(graph=graph) as session:
+        np.testing.assert_allclose(
+            session.run(found), np.full((2, 2), 6 * np.tanh(np.float32(4))), rtol=1e-6
+        )
+
+
+@needs_tf
+def test_graph_without_variables_is_extended(tensorflow):
+    tf = tensorflow.compat.v1
+    with tf.Graph().as_default():
+        tf.add_to_collection("feeds", tf.placeholder(tf.float32, [2], name="x"))
+        tf.add_to_collection(
+            "logits", tf.identity(tf.get_default_graph().get_tensor_by_name("x:0"))
+        )
+        saved = tf.train.export_meta_graph(collection_list=["feeds", "logits"])
+    with jm.Graph().as_default() as graph:
+        assert jm.import_scoped_meta_graph(ours(saved)) == {}
+        (logits,), (feed,) = jm.get_collection("logits"), jm.get_collection("feeds")
+        graph.add_signature("double", lambda value: value * 2, logits)
+        with jm.Session() as session:
+            found = session.run("double:0", {feed: np.array([1, 2], np.float32)})
+    np.testing.assert_array_equal(found, [2, 4])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, executor
+from jaxmeta import errors
+from jaxmeta.execution import executor
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -481,3 +482,16 @@ def test_graph_of_tensorflow_runs_and_trains(tmp_path, tensorflow):
         found.append(ours.run("w:0"))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_feeds_of_another_precision_are_cast_as_tensorflow_casts_them():
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as sess:
+        x = jaxmeta.placeholder("float32", [2])
+        y = jaxmeta.identity(x)
+        for given in (np.array([1.5, 2]), np.array([1, 2]), np.array([1, 2], np.float16)):
+            found = sess.run(y, {x: given})
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, given)
+        count = jaxmeta.placeholder("int32", [2])
+        with pytest.raises(errors.FeedError, match="expected dtype int32, got float64"):
+            sess.run(jaxmeta.identity(count), {count: np.array([1.5, 2])})

@@ -118,13 +118,79 @@ def test_merging_a_tag_twice_is_refused():
         run("MergeSummary", scalar, scalar)
 
 
+# --- nodes -------------------------------------------------------------------------------------
+
+
+def build(module, summaries):
+    """Adds summaries in the words that both libraries share."""
+    value = module.constant(1.5, name="value")
+    with module.name_scope("outer"):
+        summaries.scalar("loss fn", value)
+        summaries.scalar("loss fn", value, family="fam/1")
+    spread = summaries.histogram("spread", value)
+    summaries.image("/pictures", module.placeholder("float32", [None, 4, 4, 3]), max_outputs=2)
+    summaries.text("note", module.constant("hello"))
+    summaries.scalar("elsewhere", value, collections=["mine"])
+    summaries.merge([spread, spread], collections=["mine"], name="two")
+    summaries.merge_all()
+    summaries.merge_all(scope="outer", name="some")
+
+
+@pytest.mark.needs_tf
+def test_nodes_of_summaries_are_tensorflows(tensorflow):
+    v1 = tensorflow.compat.v1
+    with tensorflow.Graph().as_default() as theirs:
+        build(v1, v1.summary)
+    with jaxmeta.Graph().as_default() as ours:
+        build(jaxmeta, jaxmeta.summary)
+    found, expected = (
+        [(node.name, node.op, list(node.input)) for node in nodes]
+        for nodes in (ours.as_graph_def().node, theirs.as_graph_def().node)
+    )
+    assert found == expected
+    tags = [name for name, op, _ in expected if op == "Const" and "value" not in name]
+    for name in tags:
+        one, other = ours.nodes[name], theirs.get_operation_by_name(name)
+        assert one.attr["value"].tensor.string_val == other.get_attr("value").string_val
+    for key in ("summaries", "mine"):
+        items = [[item.name for item in g.get_collection(key)] for g in (ours, theirs)]
+        assert items[0] == items[1]
+
+
+def test_session_runs_summaries_and_writer_takes_them(tmp_path):
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as sess:
+        x = jaxmeta.placeholder("float32", [3], name="x")
+        jaxmeta.summary.scalar("total", jaxmeta.call(lambda x: x.sum(), x))
+        jaxmeta.summary.histogram("spread", x)
+        merged = jaxmeta.summary.merge_all()
+        with jaxmeta.summary.FileWriter(tmp_path, graph) as writer:
+            for step in range(2):
+                writer.add_summary(sess.run(merged, {x: np.ones(3) * step}), step)
+    events = read_events(tmp_path)
+    assert [e.value for e in events.Scalars("total")] == [0.0, 3.0]
+    assert [e.histogram_value.max for e in events.Histograms("spread")] == [0.0, 1.0]
+
+
+def test_nothing_to_merge():
+    assert jaxmeta.summary.merge_all() is None
+    with pytest.raises(errors.GraphError, match="no summaries to merge"):
+        jaxmeta.summary.merge([])
+
+
+def test_text_of_numbers_is_refused():
+    with pytest.raises(errors.GraphError, match="a text summary takes strings"):
+        jaxmeta.summary.text("t", jaxmeta.constant(1.0))
+
+
 # --- event files -------------------------------------------------------------------------------
 
 
 def read_events(path):
     from tensorboard.backend.event_processing import event_accumulator
 
-    found = event_accumulator.EventAccumulator(str(path), size_guidance={"scalars": 0})
+    found = event_accumulator.EventAccumulator(
+        str(path), size_guidance={"scalars": 0, "histograms": 0}
+    )
     return found.Reload()
 
 

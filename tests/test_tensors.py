@@ -26,7 +26,7 @@ OPERATORS = {
     "reflected_sub": lambda x, y: 2.0 - x * y,
     "reflected_pow": lambda x, y: 2.0**x + y,
     "neg": lambda x, y: -x + abs(y),
-    "vector": lambda x, y: x + [1.0, 2.0, 3.0] - y,
+    "vector": lambda x, y: x + np.float32([1.0, 2.0, 3.0]) - y,
     "matmul": lambda x, y: (
         x @ jm.constant(np.ones((3, 2), np.float32))
         if isinstance(x, jm.Tensor)

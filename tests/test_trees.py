@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, meta_graph, trees
+from jaxmeta import errors, trees
 from jaxmeta._proto import meta_graph_pb2, struct_pb2
+from jaxmeta.meta_graphs import meta_graph
 
 
 class Pair(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 
 import jaxmeta
 from jaxmeta import errors
-from jaxmeta.variable_store import VariableStore
+from jaxmeta.execution.variable_store import VariableStore
 
 ONE = np.float32(1)
 

@@ -129,7 +129,7 @@ def test_what_is_no_variable_is_refused(make, error):
 
 def test_a_variable_without_a_value_is_named():
     w = jm.Variable(1.0, name="w")
-    with jm.Session() as session, pytest.raises(errors.JaxmetaError, match="'?w'? "):
+    with jm.Session() as session, pytest.raises(errors.JaxmetaError, match=r"'?w'? "):
         session.run(w)
 
 

@@ -18,8 +18,6 @@ import resuming
 
 Transformed = tuple[Callable[..., Any], tuple[Any, ...]]
 BATCH = 2
-# Both are compiled in the same way; the derivatives of a whole train step would take long else.
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def _is_real(leaf: Any) -> bool:
@@ -167,7 +165,7 @@ def compare(
     if texts[0] == texts[1]:
         return "same program"
     _, given = TRANSFORMATIONS[name](original, args)
-    results = [resuming.plain_leaves(found.compile(_QUICKLY)(*given)) for found in lowered]
+    results = [resuming.plain_leaves(found.compile(resuming.QUICKLY)(*given)) for found in lowered]
     for one, other in zip(*results, strict=True):
         if one.dtype != other.dtype or one.tobytes() != other.tobytes():
             raise AssertionError(f"{name}: {hlo.first_difference(*texts)}")

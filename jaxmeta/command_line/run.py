@@ -10,7 +10,10 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import building, dtypes, errors, graph, nodes, program, saver, signature_nodes, trees
+from jaxmeta import dtypes, errors, program, trees
+from jaxmeta.graphs import building, graph, nodes
+from jaxmeta.saving import saver
+from jaxmeta.tracing import signature_nodes
 
 _FILLS: Final = ("zeros", "random")
 _SHOWN_STEPS: Final = 20

@@ -13,19 +13,11 @@ import textwrap
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Final
 
-from jaxmeta import (
-    building,
-    dtypes,
-    errors,
-    graph,
-    meta_graph,
-    nodes,
-    printing,
-    trees,
-    values,
-)
+from jaxmeta import dtypes, errors, trees, values
 from jaxmeta._proto import graph_pb2, meta_graph_pb2
 from jaxmeta.checkpoint import state
+from jaxmeta.graphs import building, graph, nodes, printing
+from jaxmeta.meta_graphs import meta_graph
 
 SECTIONS: Final = ("versions", "signatures", "variables", "collections", "ops")
 

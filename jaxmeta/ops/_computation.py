@@ -9,8 +9,8 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import jaxprs
 from jaxmeta.ops._definition import LoweringContext
+from jaxmeta.tracing import jaxprs
 from jaxmeta.values import FunctionRef
 
 SECOND: Final = "second"

@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 from jaxmeta import op_defs
-from jaxmeta.nodes import WEAK_TYPE_ATTR as WEAK_TYPE_ATTR
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import WEAK_TYPE_ATTR as WEAK_TYPE_ATTR
+from jaxmeta.graphs.nodes import Edge
 
 JAX_ATTR_PREFIX: Final = "_jax_"
 PRIMITIVE_ATTR: Final = "_jax_primitive"

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, dtypes, errors
+from jaxmeta import dtypes, errors
 from jaxmeta.ops._definition import i32
+from jaxmeta.tracing import dimensions
 
 INDEX_NUMBERS: Final = frozenset(map(dtypes.dtype_to_number, (np.int32, np.int64)))
 _INT32_MAX: Final = np.iinfo(np.int32).max

@@ -9,10 +9,10 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, i32
+from jaxmeta.tracing import jaxprs
 
 UINT32: Final = np.dtype(np.uint32)
 IMPLEMENTATIONS: Final = ("threefry2x32", "rbg", "unsafe_rbg")

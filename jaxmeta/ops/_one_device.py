@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxmeta import binding, jaxprs
+from jaxmeta.tracing import binding, jaxprs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

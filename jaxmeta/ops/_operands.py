@@ -8,8 +8,9 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dimensions, dtypes
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
+from jaxmeta.tracing import dimensions
 
 BOOL: Final = dtypes.dtype_to_number(np.bool_)
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, eqn_params, op_defs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, op_defs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     LOWERINGS,
     PRIMITIVE_ATTR,
@@ -26,6 +26,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.tracing import eqn_params
 
 # What many of the examples take.
 SMALL = f32(3, 4, low=0.1, high=2.0)

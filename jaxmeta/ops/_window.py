@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, errors
+from jaxmeta import errors
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, f32
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import dimensions
 from jaxmeta.values import FunctionRef
 
 Pads = tuple[tuple[int, int], ...]

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import binding, eqn_params, errors, jaxprs, shardings
-from jaxmeta.nodes import Edge
+from jaxmeta import errors, shardings
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     JAX_ATTR_PREFIX,
     LoweringContext,
@@ -22,6 +22,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.tracing import binding, eqn_params, jaxprs
 
 # --- jit ---------------------------------------------------------------------------------------
 

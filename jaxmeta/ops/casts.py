@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     WEAK_TYPE_ATTR,
     LoweringContext,
@@ -22,6 +22,7 @@ from jaxmeta.ops._definition import (
     lowering,
     u32,
 )
+from jaxmeta.tracing import jaxprs
 
 
 @lowering("convert_element_type")

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -24,6 +23,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.tracing import jaxprs
 
 
 def _names(ctx: LoweringContext, axes: Any) -> tuple[str, ...]:

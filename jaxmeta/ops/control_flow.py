@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import binding, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -30,6 +29,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.tracing import binding, jaxprs
 from jaxmeta.values import FunctionRef
 
 # --- while -------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, dtypes, jaxprs, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, xla_attrs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, kernel, lowering
 from jaxmeta.ops._operands import ints
 from jaxmeta.ops._window import Pads, pairs, same_padding, spatial_axes
+from jaxmeta.tracing import dimensions, jaxprs
 
 # ConvDimensionNumbers of images in NHWC and filters in HWIO, the only layout Conv2D has on CPU.
 _NHWC: Final = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))

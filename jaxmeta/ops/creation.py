@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import jaxprs
 
 
 @kernel("Fill", static=("dims",))

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta import custom_calls, dtypes, errors
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, kernel
+from jaxmeta.tracing import custom_calls
 
 _TENSORFLOW_PLATFORMS = {"cpu": "CPU", "cuda": "CUDA", "rocm": "ROCM", "tpu": "TPU"}
 _JAX_PLATFORMS = {theirs: ours for ours, theirs in _TENSORFLOW_PLATFORMS.items()}

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import errors, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, lowering, restores
+from jaxmeta.tracing import jaxprs
 from jaxmeta.values import FunctionRef
 
 
@@ -169,7 +170,8 @@ _cubed.defjvps(lambda t, answer, x: t * 7.0 * x + 0 * answer)
 
 example(lambda x: _cubed(x), f32(3))
 example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
-example(lambda x: jnp.frexp(x), f32(3))  # its rule gives tangents of integers
+# Its rule gives tangents of integers. JAX 0.12 transposes it by a rule that is not saved.
+example(lambda x: jnp.frexp(x), f32(3), gradient=False)
 example(lambda x: jax.nn.relu(x), i32(3))
 
 # --- linear_call -------------------------------------------------------------------------------
@@ -292,9 +294,7 @@ def restore_custom_vjp(
 ) -> Any:
     if fwd is None or bwd is None:
         return _refusing(function)(*inputs)
-    forward, backward = (
-        rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd)
-    )
+    forward, backward = (rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd))
     run = _custom_vjp(function, forward, backward, tuple(inputs[:num_consts]))
     return run(*inputs[num_consts:])
 

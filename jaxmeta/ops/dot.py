@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, xla_attrs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     LoweringContext,
     Spec,
@@ -23,6 +23,7 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.ops._matrices import broadcast_batches
 from jaxmeta.ops._operands import is_complex
+from jaxmeta.tracing import jaxprs
 
 # Which of MatMul's flags say a contraction of two matrices, by the contracted axes.
 _MATMUL_FLAGS = {

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, errors
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
 from jaxmeta.ops._matrices import COMPLEX, positive
 from jaxmeta.ops._operands import avals_of, is_complex

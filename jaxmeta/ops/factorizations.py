@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -25,6 +25,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._matrices import COMPLEX, modulus, positive
+from jaxmeta.tracing import jaxprs
 
 # --- cholesky ----------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, kernel, lowering
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import jaxprs
 
 
 def _fft(x: Any, fft_type: lax.FftType, lengths: tuple[int, ...]) -> Any:

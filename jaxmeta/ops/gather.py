@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import dtypes, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     LoweringContext,

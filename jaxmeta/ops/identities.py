@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -24,6 +23,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.tracing import jaxprs
 
 
 @lowering("copy", "copy_p")

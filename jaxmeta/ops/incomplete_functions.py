@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, kernel, lowering
 from jaxmeta.ops._pointwise import SMALL, binary, widened
 

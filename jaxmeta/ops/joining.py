@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering
 from jaxmeta.ops._operands import ints
 from jaxmeta.ops._window import pairs
+from jaxmeta.tracing import dimensions
 
 
 @lowering("concatenate")

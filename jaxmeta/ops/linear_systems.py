@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import binding, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
 from jaxmeta.ops._matrices import COMPLEX, broadcast_batches, modulus
 from jaxmeta.ops._operands import avals_of, is_complex
+from jaxmeta.tracing import binding, jaxprs
 
 # --- triangular and tridiagonal systems --------------------------------------------------------
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxmeta import dtypes, errors
+from jaxmeta.execution.queue_resources import PaddingQueue, Queue, RandomShuffleQueue
 from jaxmeta.ops._definition import kernel
-from jaxmeta.queue_resources import PaddingQueue, Queue, RandomShuffleQueue
 
 
 def _shared(state: Any, node_name: str, shared_name: bytes, container: bytes, make: Any) -> Queue:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, xla_attrs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import jaxprs
 
 
 @lowering("ragged_dot_general")

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     LoweringContext,
@@ -37,6 +37,7 @@ from jaxmeta.ops._keys import (
     wrap,
 )
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import jaxprs
 
 # --- bits --------------------------------------------------------------------------------------
 

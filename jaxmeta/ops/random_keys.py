@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, jaxprs
-from jaxmeta.nodes import KEY_IMPL_ATTR, Edge
+from jaxmeta.graphs.nodes import KEY_IMPL_ATTR, Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, i32, lowering, restores, u32
 from jaxmeta.ops._keys import (
@@ -33,6 +32,7 @@ from jaxmeta.ops._keys import (
     wrap,
 )
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import dimensions, jaxprs
 
 # --- keys as data ------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._computation import function_of_scalars
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -25,6 +25,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._operands import BOOL, ints
+from jaxmeta.tracing import jaxprs
 from jaxmeta.values import FunctionRef
 
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import binding
-from jaxmeta.nodes import Edge
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._matrices import COMPLEX
+from jaxmeta.tracing import binding
 
 
 def _reflector(x: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import binding, dimensions, jaxprs, values
-from jaxmeta.dimensions import Size
-from jaxmeta.nodes import Edge
+from jaxmeta import values
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, bools, example, f32, i32, lowering, restores
 from jaxmeta.ops._operands import avals_of
+from jaxmeta.tracing import binding, dimensions, jaxprs
+from jaxmeta.tracing.dimensions import Size
 
 
 @lowering("scan")

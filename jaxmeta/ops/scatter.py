@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, jaxprs, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, xla_attrs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     LoweringContext,
@@ -40,6 +40,7 @@ from jaxmeta.ops._indexing import (
     vectors_last,
 )
 from jaxmeta.ops._operands import BOOL, ints
+from jaxmeta.tracing import jaxprs
 
 # Primitive name to public function and to how it combines an element with its update.
 _SCATTERS: Final[dict[str, tuple[Callable[..., Any], Callable[..., Any]]]] = {

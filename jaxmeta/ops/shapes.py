@@ -13,11 +13,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dimensions, dtypes
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, kernel, lowering, on_host
 from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import dimensions
 
 
 @lowering("dim_as_value")

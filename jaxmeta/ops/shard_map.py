@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxmeta import errors, jaxprs, shardings, values
-from jaxmeta.nodes import Edge
+from jaxmeta import errors, shardings, values
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     JAX_ATTR_PREFIX,
     LoweringContext,
@@ -28,6 +28,7 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.ops._one_device import run_on_one_device, spread_of
 from jaxmeta.ops._operands import avals_of
+from jaxmeta.tracing import jaxprs
 
 
 @lowering("shard_map")

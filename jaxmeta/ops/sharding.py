@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxmeta import dtypes, errors, jaxprs, shardings, xla_attrs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, errors, shardings, xla_attrs
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     JAX_ATTR_PREFIX,
     PRIMITIVE_ATTR,
@@ -27,6 +27,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import jaxprs
 
 # --- constraints and moves ---------------------------------------------------------------------
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, dtypes
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
 from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import avals_of, ints
+from jaxmeta.tracing import dimensions
 
 
 def _key_axes(ctx: LoweringContext) -> tuple[int, ...]:

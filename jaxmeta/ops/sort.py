@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -27,6 +27,7 @@ from jaxmeta.ops._definition import (
     restores,
     u32,
 )
+from jaxmeta.tracing import jaxprs
 
 # --- sort --------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, eqn_params
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._pointwise import SMALL, UNIT, named, one_of, unary, with_accuracy
+from jaxmeta.tracing import eqn_params
 
 unary("Exp", "exp", lax.exp, f32(3, 4))
 unary("Expm1", "expm1", lax.expm1, f32(3, 4))
@@ -96,7 +97,8 @@ def _horner(x: jax.Array, *coefficients: jax.Array) -> jax.Array:
     result = coefficients[-1]
     for coefficient in reversed(coefficients[:-1]):
         result = lax.add(lax.mul(result, x), coefficient)
-    return jnp.broadcast_to(result, x.shape)
+    shapes = [x.shape, *(coefficient.shape for coefficient in coefficients)]
+    return jnp.broadcast_to(result, jnp.broadcast_shapes(*shapes))
 
 
 for _name in ("one_minus_square", "log2"):
@@ -111,3 +113,4 @@ if _polynomial is not None:
         return _polynomial(x, coefficients, unroll=unroll)
 
     example(lambda x: _polynomial(x, [np.float32(1), np.float32(2), x]), f32(3, 4))
+    example(lambda x, c: _polynomial(x, [c, np.float32(2), c]), f32(3, 1), f32(3, 4))

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dimensions, dtypes, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
@@ -50,6 +50,7 @@ from jaxmeta.ops._window import (
     same_padding,
     spatial_axes,
 )
+from jaxmeta.tracing import dimensions, jaxprs
 from jaxmeta.values import FunctionRef
 
 _MAX_POOL_NUMBERS: Final = frozenset(

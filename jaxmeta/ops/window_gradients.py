@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors, jaxprs
-from jaxmeta.nodes import Edge
+from jaxmeta import dtypes, errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
 from jaxmeta.ops._definition import LoweringContext, example, kernel, lowering, restores
 from jaxmeta.ops._window import (
@@ -28,6 +28,7 @@ from jaxmeta.ops._window import (
     pooling,
     zero,
 )
+from jaxmeta.tracing import jaxprs
 
 _COMPARISONS: Final[dict[str, Callable[..., Any]]] = {"ge": lax.ge, "le": lax.le}
 

@@ -9,8 +9,9 @@ import numpy as np
 from hlo import canonical_stablehlo
 
 import jaxmeta
-from jaxmeta import errors, meta_graph
+from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
+from jaxmeta.meta_graphs import meta_graph
 from sweep.arguments import Call
 
 SAME_PROGRAM = "the same StableHLO"

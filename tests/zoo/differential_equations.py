@@ -160,7 +160,7 @@ def navier_stokes(size: int, steps: int) -> Made:
 
         def step(w: jax.Array, _: Any) -> Any:
             w = lax.fori_loop(0, 2, substep, w)
-            energy = 0.5 * jnp.sum(jnp.abs(w) ** 2 * -inverse) / size**4
+            energy = 0.5 * jnp.sum(jnp.abs(w) ** 2 * -inverse) / float(size) ** 4
             return w, energy
 
         w, energies = lax.scan(step, jnp.fft.fft2(vorticity), None, length=steps)

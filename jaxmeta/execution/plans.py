@@ -1,0 +1,203 @@
+"""Plans: nodes in the order in which they run, and the state that they read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import errors
+from jaxmeta._proto import graph_pb2
+from jaxmeta.ops import _definition
+
+# Before the name of a random op, under which the state counts its runs.
+COUNTER_PREFIX: Final = "_runs_of/"
+_SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
+
+
+class _Values(dict[str, Any]):
+    """The values of a state; copies of the state share the record of what was asked for."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self, initial: Mapping[str, Any]) -> None:
+        super().__init__(initial)
+        self.asked: dict[str, None] = initial.asked if isinstance(initial, _Values) else {}
+
+
+class State:
+    """The values of variables while a plan runs: what was there, and what was written.
+
+    Attributes:
+        values: variable name to array.
+        written: names of the variables that were assigned.
+    """
+
+    __slots__ = ("values", "written")
+
+    def __init__(self, initial: Mapping[str, Any]) -> None:
+        self.values = _Values(initial)
+        self.written: dict[str, None] = {}
+
+    @property
+    def resources(self) -> Any:
+        """Raises UnsupportedOpError: queues are on the host, where nothing is traced."""
+        raise errors.UnsupportedOpError(
+            "queues run only as nodes of a graph, not inside a function that it calls"
+        )
+
+    waiting = resources
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of the variables that were read, or looked up."""
+        return tuple(self.values.asked)
+
+    def read(self, name: str) -> Any:
+        """Returns a variable's value.
+
+        Raises:
+            GraphError: it has none yet.
+        """
+        self.values.asked[name] = None
+        try:
+            return self.values[name]
+        except KeyError:
+            if name.startswith(COUNTER_PREFIX):
+                return jnp.zeros((), np.uint32)
+            raise uninitialized(name) from None
+
+    def is_initialized(self, name: str) -> bool:
+        """Returns whether a variable has a value."""
+        self.values.asked[name] = None
+        return name in self.values
+
+    def write(self, name: str, value: Any) -> None:
+        """Gives a variable a value."""
+        self.values[name] = value
+        self.written[name] = None
+
+    def count(self, name: str) -> Any:
+        """Returns how often this was asked for the name, in this run and those before."""
+        counter = COUNTER_PREFIX + name
+        count = self.read(counter)
+        self.write(counter, count + np.uint32(1))
+        return count
+
+
+def uninitialized(name: str) -> errors.GraphError:
+    """Returns the error that says that a variable has no value yet."""
+    return errors.GraphError(
+        f"the variable {name!r} has no value: restore a checkpoint or run its initializer"
+    )
+
+
+# One node of a plan: the function, the places of its inputs, the place of its only output or else
+# -1 and the places of all, the kernel, and the node. A plain tuple, because a plan has one for
+# each node of graphs that may have a million.
+Step: TypeAlias = tuple[
+    Callable[..., Any],
+    Sequence[int],
+    int,
+    Sequence[int],
+    _definition.Kernel,
+    graph_pb2.NodeDef,
+]
+
+
+class Plan:
+    """Nodes ready to run: a list of places for values, some filled, and steps between them."""
+
+    def __init__(
+        self,
+        initial: list[Any],
+        arguments: Sequence[int],
+        steps: Sequence[Step],
+        results: Sequence[int],
+        *,
+        references: frozenset[int] = frozenset(),
+        is_host: bool = False,
+    ) -> None:
+        """Takes the parts of a plan.
+
+        Args:
+            initial: the values that are known already, by place.
+            arguments: the places of what the plan is given.
+            steps: in an order in which they can run.
+            results: the places of what it returns.
+            references: the results that are references to variables.
+            is_host: whether some steps work on strings, queues or files, outside jit.
+        """
+        self.initial = initial
+        self.arguments = tuple(arguments)
+        self.steps = steps
+        self.results = tuple(results)
+        self.references = references
+        self.is_host = is_host
+
+    def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
+        """Runs all steps and returns the results.
+
+        Raises:
+            GraphError: an input that must be known while tracing is not.
+        """
+        env = self.initial.copy()
+        for place, value in zip(self.arguments, arguments, strict=True):
+            env[place] = value
+        run_steps(self.steps, env, state)
+        return self.read_results(env, state)
+
+    def read_results(self, env: Sequence[Any], state: State | None) -> list[Any]:
+        """Returns the results from the values of all places."""
+        if self.references and state is not None:
+            return [
+                state.read(env[place].name) if place in self.references else env[place]
+                for place in self.results
+            ]
+        return [env[place] for place in self.results]
+
+
+def run_steps(steps: Sequence[Step], env: list[Any], state: State | None) -> None:
+    """Runs steps in order, from and to the values of their places.
+
+    Raises:
+        GraphError: an input that must be known while tracing is not.
+    """
+    step = None
+    try:
+        for step in steps:
+            run, places, output, outputs, kernel, node = step
+            inputs = [env[place] for place in places]
+            if kernel.static:
+                _require_static(kernel, node, inputs)
+            if kernel.is_stateful:
+                inputs.insert(0, state)
+            result = run(*inputs)
+            if output >= 0:
+                env[output] = result[0] if type(result) in _SEQUENCES else result
+            else:
+                for place, value in zip(outputs, result, strict=True):
+                    env[place] = value
+    except Exception as error:
+        if step is not None:
+            error.add_note(f"while running node {step[-1].name!r} ({step[-1].op})")
+        raise
+
+
+def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
+    """Turns the inputs that must be known while tracing into numpy arrays."""
+    for index in kernel.static:
+        if index >= len(inputs):
+            continue  # an input that is optional
+        value = inputs[index]
+        if isinstance(value, np.ndarray):
+            continue
+        if isinstance(value, jax.core.Tracer):
+            raise errors.GraphError(
+                f"node {node.name!r} ({node.op}): its input {index} ({node.input[index]!r}) must "
+                "be known while tracing, but it depends on what the function is given"
+            )
+        inputs[index] = np.asarray(value)

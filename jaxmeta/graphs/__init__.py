@@ -1,0 +1,1 @@
+"""Graphs: nodes, handles on them, and what adds to, shows and edits them."""

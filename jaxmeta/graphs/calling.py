@@ -1,0 +1,176 @@
+"""JAX functions of tensors: traced, and their equations put into the graph as nodes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxmeta import dtypes, errors, naming, specs, values
+from jaxmeta.graphs import elementary, nodes, staging
+from jaxmeta.graphs.graph import GraphBuilder
+from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.nodes import Edge
+from jaxmeta.graphs.staging import NodeIndex, StagedNodes
+from jaxmeta.tracing import jaxprs, trace
+
+
+def call(
+    target: GraphBuilder,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    name: str | None = None,
+    known: NodeIndex | None = None,
+) -> Any:
+    """Adds the nodes of a function; see `jaxmeta.call`."""
+    leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=_is_handle)
+    handles = list(dict.fromkeys(leaf for leaf in leaves if _is_handle(leaf)))
+    _check_handles(target, fn, handles)
+
+    def of_arrays(*arrays: Any) -> Any:
+        by_handle = dict(zip(handles, arrays, strict=True))
+        filled = [by_handle[leaf] if _is_handle(leaf) else leaf for leaf in leaves]
+        call_args, call_kwargs = jax.tree.unflatten(treedef, filled)
+        return fn(*call_args, **call_kwargs)
+
+    jaxpr, result = jax.make_jaxpr(of_arrays, return_shape=True)(*map(handle_spec, handles))
+    scope_name = name or _function_name(fn)
+    what = scope_name or "the function"
+    tracing, staged, inputs, outputs = _stage(target, jaxpr, what)
+    with target.name_scope(scope_name or _current_scope(target)) as scope:
+        tensors = [
+            elementary.read_variable(target, handle) if isinstance(handle, Variable) else handle
+            for handle in handles
+        ]
+        refs = {
+            edge.ref: elementary.edge_of(tensor).ref
+            for edge, tensor in zip(inputs, tensors, strict=True)
+        }
+        result_name = scope if scope_name else ""
+        named, added = staging.inline(target, staged, outputs, refs, result_name, known)
+        # A node that was there already needs none of the functions that another would call.
+        tracing.staged[:] = staging.called_functions(added, tracing.staged)
+        tracing.commit(what)
+    specs_out, tree = jax.tree.flatten(result)
+    made = [_result(target, ref, spec) for ref, spec in zip(named, specs_out, strict=True)]
+    return jax.tree.unflatten(tree, made)
+
+
+def _current_scope(target: GraphBuilder) -> str | None:
+    return f"{target.scope}/" if target.scope else None
+
+
+def _is_handle(leaf: Any) -> bool:
+    return isinstance(leaf, (Tensor, Variable))
+
+
+def _function_name(fn: Callable[..., Any]) -> str:
+    """Returns a function's own name; a lambda has none."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__name__", "")
+    return naming.clean_name(name) if name.isidentifier() else ""
+
+
+def _check_handles(
+    target: GraphBuilder, fn: Callable[..., Any], handles: Sequence[Tensor | Variable]
+) -> None:
+    bad = []
+    for handle in handles:
+        if handle.graph is not target:
+            bad.append(f"{handle} belongs to another graph")
+        elif handle.shape is None or None in handle.shape:
+            bad.append(f"{handle} has no static shape")
+    if bad:
+        name = _function_name(fn) or "the function"
+        raise errors.GraphError(
+            errors.list_offenders(
+                f"cannot trace {name!r} over these:", bad, "Give placeholders all of their sizes."
+            )
+        )
+
+
+def key_impl_of(tensor: Tensor) -> str:
+    """Returns the PRNG implementation where a tensor holds typed keys, else empty."""
+    attr = tensor.op.node_def.attr
+    if nodes.KEY_IMPL_ATTR not in attr:
+        return ""
+    return str(attr[nodes.KEY_IMPL_ATTR].s.decode())
+
+
+def handle_spec(handle: Tensor | Variable) -> jax.ShapeDtypeStruct:
+    """Returns what a function sees of a tensor or variable with a static shape."""
+    shape = tuple(size for size in handle.shape or () if size is not None)
+    if isinstance(handle, Tensor):
+        return specs.logical_spec(shape, handle.dtype, key_impl_of(handle))
+    spec = specs.logical_spec(shape, handle.dtype, handle.key_impl)
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, weak_type=handle.weak_type)
+
+
+def _stage(
+    target: GraphBuilder, jaxpr: jaxprs.Jaxpr, what: str
+) -> tuple[trace.Tracing, StagedNodes, list[Edge], list[Edge]]:
+    """Lowers a jaxpr; returns the trace with its functions, its nodes, arguments and results.
+
+    Raises:
+        UnsupportedPrimitiveError: some equations have no node form; all are listed.
+    """
+    tracing = trace.Tracing.into(target)
+    staged = StagedNodes(tracing.library)
+    lowerer = trace.Lowerer(tracing, staged)
+    constants = [_constant(lowerer, value) for value in jaxprs.jaxpr_constants(jaxpr)]
+    opened = jaxprs.open_jaxpr(jaxpr)
+    inputs = [_argument(staged, index, var.aval) for index, var in enumerate(opened.invars)]
+    outputs = _lower(lowerer, opened, constants, inputs)
+    if not tracing.offenders:
+        live = staged.live_nodes(outputs)
+        tracing.staged[:] = staging.merge_functions(target, staged, live, tracing.staged)
+    else:
+        tracing.commit(what)  # raises
+    return tracing, staged, inputs, outputs
+
+
+def _constant(lowerer: trace.Lowerer, value: Any) -> Edge:
+    if jaxprs.is_key_dtype(value.dtype):
+        value = jax.random.key_data(value)
+    return lowerer.constant(value, is_weak=jaxprs.is_weak(value))
+
+
+def _argument(staged: StagedNodes, index: int, aval: Any) -> Edge:
+    physical = jaxprs.physical_aval(aval)
+    number = dtypes.dtype_to_number(physical.dtype)
+    return staged.add_argument(f"x{index}", number, physical.shape)
+
+
+def _lower(
+    lowerer: trace.Lowerer,
+    opened: jaxprs.Jaxpr,
+    constants: Sequence[Edge],
+    inputs: Sequence[Edge],
+) -> list[Edge]:
+    """Lowers a jaxpr; one that is a single call of a jitted function becomes what that holds."""
+    inner = jaxprs.only_jit(opened)
+    if inner is None:
+        return lowerer.lower(opened, constants, inputs)
+    env = dict(zip([*opened.constvars, *opened.invars], [*constants, *inputs], strict=True))
+    arguments = [env[var] for var in opened.eqns[0].invars]
+    held = [_constant(lowerer, value) for value in jaxprs.jaxpr_constants(inner)]
+    return _lower(lowerer, jaxprs.open_jaxpr(inner), held, arguments)
+
+
+def _result(target: GraphBuilder, ref: str, spec: Any) -> Tensor:
+    """Returns a result as a tensor; one of typed keys says so on its node."""
+    impl, aval = specs.physical(spec)
+    shape: values.Shape = tuple(size if isinstance(size, int) else None for size in aval.shape)
+    if impl:
+        node = target.nodes[ref.split(":")[0]]
+        if len(target.output_numbers(node.name)) == 1:
+            values.write_attr(node.attr[nodes.KEY_IMPL_ATTR], impl)
+        else:
+            edge = Edge(ref, dtypes.dtype_to_number(aval.dtype))
+            (edge,) = target.add_node("Identity", [edge], {nodes.KEY_IMPL_ATTR: impl})
+            ref = edge.ref
+    return elementary.tensor_of(target, Edge(ref, 0), shape)

@@ -1,0 +1,1 @@
+"""MetaGraphDefs: graphs as files, whole or in part, and back."""

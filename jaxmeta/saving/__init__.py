@@ -1,0 +1,1 @@
+"""Savers: which variables, under which names, in which files; and loading."""

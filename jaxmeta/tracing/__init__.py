@@ -1,0 +1,1 @@
+"""From JAX functions to nodes, and all that knows jaxprs."""
