@@ -99,6 +99,10 @@ ROWS = (
     ),
     (
         "checkpoint.restoring",
+        "compiling",
+        "executor",
+        "graph",
+        "ops._handles",
         "execution.compiling",
         "execution.executor",
         "graphs.graph",
