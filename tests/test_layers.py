@@ -50,6 +50,7 @@ ROWS = (
         "meta_graphs.meta_graph_file",
         "naming",
         "op_defs",
+        "ops._handles",
         "tracing.dimensions",
         "xla_attrs",
     ),
@@ -99,10 +100,6 @@ ROWS = (
     ),
     (
         "checkpoint.restoring",
-        "compiling",
-        "executor",
-        "graph",
-        "ops._handles",
         "execution.compiling",
         "execution.executor",
         "graphs.graph",
