@@ -64,6 +64,7 @@ ROWS = (
         "meta_graphs.control_flow_contexts",
         "meta_graphs.graph_transforms",
         "tracing.jaxprs",
+        "tree_keys",
         "values",
     ),
     (
@@ -84,7 +85,9 @@ ROWS = (
         "ops._definition",
         "ops._one_device",
         "ops._operands",
+        "original_classes",
         "specs",
+        "state_leaves",
         "tracing.dimension_nodes",
         "tracing.sizes",
     ),
