@@ -52,6 +52,7 @@ ROWS = (
         "op_defs",
         "ops._handles",
         "tracing.dimensions",
+        "tree_keys",
         "xla_attrs",
     ),
     (
@@ -64,7 +65,6 @@ ROWS = (
         "meta_graphs.control_flow_contexts",
         "meta_graphs.graph_transforms",
         "tracing.jaxprs",
-        "tree_keys",
         "values",
     ),
     (

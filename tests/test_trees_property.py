@@ -57,7 +57,9 @@ LEAVES = st.one_of(
     st.booleans(),
     st.floats(width=32),
     st.complex_numbers(max_magnitude=9.0, width=64),
-    st.sampled_from([np.float32(0.5), np.int8(-3), np.bool_(True), np.complex64(2j), jnp.float32(1)]),
+    st.sampled_from(
+        [np.float32(0.5), np.int8(-3), np.bool_(True), np.complex64(2j), jnp.float32(1)]
+    ),
     st.sampled_from([jnp.asarray(2.0), jnp.asarray(3), jnp.zeros((2, 0))]),
     st.builds(
         lambda seed, impl: jax.random.key(seed, impl=impl),
