@@ -316,7 +316,7 @@ class _Planner:
         if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
             # Its inputs are not where they are without sizes before them.
             return dataclasses.replace(kernel, static=frozenset())
-        return kernel
+        return _with_static_lists(node, kernel) if kernel.static else kernel
 
     def _bind_kernel(
         self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
@@ -471,6 +471,20 @@ class _Planner:
         self.env.append(None)
         self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
         return new
+
+
+def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
+    """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
+    op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None
+    if op_def is None or not any(arg.number_attr for arg in op_def.input_arg):
+        return kernel
+    static: list[int] = []
+    first = 0
+    for index, (_, count) in enumerate(op_defs.input_names(op_def, node)):
+        if index in kernel.static:
+            static.extend(range(first, first + count))
+        first += count
+    return dataclasses.replace(kernel, static=frozenset(static))
 
 
 # What a step needs to know of its kernel where the op table has none.
