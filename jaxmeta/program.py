@@ -8,7 +8,17 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, pausing, shardings, specs, trees
+from jaxmeta import (
+    dtypes,
+    errors,
+    original_classes,
+    pausing,
+    shardings,
+    specs,
+    state_leaves,
+    tree_keys,
+    trees,
+)
 from jaxmeta.execution import arguments, executor
 from jaxmeta.graphs import building, graph, nodes
 from jaxmeta.graphs.graph import Signature, Variable
@@ -164,15 +174,16 @@ class _Entry:
 
     def _check_structure(self, given: Any) -> None:
         """Raises FeedError where the given leaves' paths are not the signature's."""
-        expected = _paths(trees.build(self._signature.arguments, iter(self._leaves)))
-        found = _paths(given)
-        if expected == found:
-            return
-        missing = [f"missing: {path}" for path in expected if path not in set(found)]
-        unknown = [f"not expected: {path}" for path in found if path not in set(expected)]
-        bad = [*missing, *unknown] or ["the same leaves, in another order"]
-        headline = f"signature {self._signature.name!r} was given other arguments:"
-        raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
+        expected = trees.build(self._signature.arguments, iter(self._leaves))
+        bad = tree_keys.differing_paths(
+            tree_keys.leaf_paths(expected),
+            tree_keys.leaf_paths(given),
+            "missing",
+            "not expected",
+        )
+        if bad:
+            headline = f"signature {self._signature.name!r} was given other arguments:"
+            raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
 
     def _argument(self, leaf: trees.Leaf, impl: str) -> arguments.Argument:
         """Returns what is expected of a leaf, as the program sees it."""
@@ -193,11 +204,6 @@ def _updated_leaves(signature: Signature) -> dict[str, str]:
         targets = trees.leaves(signature_nodes.argument_tree(signature.arguments, argument))
         pairs.update((s.name, t.name) for s, t in zip(sources, targets, strict=True))
     return pairs
-
-
-def _paths(tree: Any) -> list[str]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path) for path, _ in flat]
 
 
 def _arguments(signature: Signature) -> tuple[Sequence[trees.Tree], list[tuple[Any, trees.Tree]]]:
@@ -296,32 +302,56 @@ class Program:
 
         Where there were several, a dict of them by name.
         """
+        return self._each_state(None, trees.build)
+
+    def original_state(self, name: str | None = None) -> Any:
+        """Returns the state in its original classes, which are imported by their recorded names.
+
+        Importing a module runs its code, so ask for this only where you trust the file. A class
+        is taken where it can hold the recorded children and nothing besides.
+
+        Args:
+            name: which state, where there are several; by default all, as in `state`.
+
+        Raises:
+            CheckpointError: classes are not importable, or hold more than arrays, as flax's
+                TrainState does (``tx``); all are listed. Use `state_like`.
+        """
+        return self._each_state(name, original_classes.build)
+
+    def _each_state(self, name: str | None, build: Callable[..., Any]) -> Any:
+        """Returns one state, or a dict of all where there are several and none is named."""
+        recorded = self.graph.state_trees
+        if name is not None and name not in recorded:
+            known = ", ".join(map(repr, recorded)) or "none"
+            raise errors.CheckpointError(f"there is no state named {name!r}; there are: {known}")
         built = {
-            name: trees.build(tree, iter([self.values[leaf.name] for leaf in trees.leaves(tree)]))
-            for name, tree in self.graph.state_trees.items()
+            key: build(tree, iter([self.values[leaf.name] for leaf in trees.leaves(tree)]))
+            for key, tree in recorded.items()
+            if name in (None, key)
         }
-        return next(iter(built.values())) if len(built) == 1 else built
+        return next(iter(built.values())) if name is not None or len(built) == 1 else built
 
     def state_like(self, template: Any, name: str | None = None) -> Any:
         """Returns the state in the classes of a template, which has the same paths.
 
         Args:
             template: a pytree with the original's classes; its leaves are not used.
-            name: which state, where there are several.
+            name: which state, where there are several; by default all, as in `state`.
 
         Raises:
             CheckpointError: the template has other leaves; all differences are listed.
         """
-        recorded = self.graph.state_trees
-        tree = recorded[name if name is not None else next(iter(recorded))]
-        plain = trees.build(tree, iter([self.values[leaf.name] for leaf in trees.leaves(tree)]))
-        expected, found = _paths(plain), _paths(template)
-        if expected != found:
-            bad = [f"missing in the template: {p}" for p in expected if p not in set(found)]
-            bad += [f"only in the template: {p}" for p in found if p not in set(expected)]
-            raise errors.CheckpointError(
-                errors.list_offenders("the template's leaves are not the state's:", bad)
-            )
+        plain = self._each_state(name, trees.build)
+        bad = tree_keys.differing_paths(
+            tree_keys.leaf_paths(plain),
+            tree_keys.leaf_paths(template),
+            "missing in the template",
+            "only in the template",
+        )
+        if bad:
+            headline = "the template's leaves are not the state's:"
+            raise errors.CheckpointError(errors.list_offenders(headline, bad))
         return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(plain))
 
 
@@ -434,13 +464,15 @@ def physical_values(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
     """Returns the arrays of a state by the names of their variables, as the graph holds them.
 
     Raises:
-        CheckpointError: leaves, shapes or dtypes are not the variables'; all are listed.
+        CheckpointError: paths, shapes or dtypes are not the variables', or leaves are not arrays;
+            all are listed.
+
     """
+    named = named_arrays(target, state)
+    state_leaves.check_all(named.items(), errors.CheckpointError)
     physical = {
-        name: physical_value(
-            value if hasattr(value, "dtype") else jax.numpy.asarray(value), target.variable(name)
-        )
-        for name, value in named_arrays(target, state).items()
+        name: physical_value(state_leaves.as_jax_holds_it(value), target.variable(name))
+        for name, value in named.items()
     }
     check_values(target, physical)
     return physical
@@ -467,15 +499,14 @@ def named_arrays(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
 
 def _named_leaves(tree: trees.Tree, state: Any) -> dict[str, Any]:
     records = list(trees.leaves(tree))
-    flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    expected = _paths(trees.build(tree, iter(records)))
-    found = [jax.tree_util.keystr(path) for path, _ in flat]
-    if expected != found:
-        bad = [f"missing: {path}" for path in expected if path not in set(found)]
-        bad += [f"not expected: {path}" for path in found if path not in set(expected)]
-        raise errors.CheckpointError(
-            errors.list_offenders(
-                "the state is not the one the graph's variables were made from:", bad
-            )
-        )
-    return {record.name: leaf for record, (_, leaf) in zip(records, flat, strict=True)}
+    bad = tree_keys.differing_paths(
+        tree_keys.leaf_paths(trees.build(tree, iter(records))),
+        tree_keys.leaf_paths(state),
+        "missing",
+        "not expected",
+    )
+    if bad:
+        headline = "the state is not the one the graph's variables were made from:"
+        raise errors.CheckpointError(errors.list_offenders(headline, bad))
+    leaves = jax.tree.leaves(state)
+    return {record.name: leaf for record, leaf in zip(records, leaves, strict=True)}

@@ -4,7 +4,8 @@ A tree is recorded in TensorFlow's StructuredValue. Dicts, lists, tuples and Non
 themselves. A NamedTuple comes back as a NamedTuple of the same name and fields, a registered class
 whose children have attribute names as a small dataclass with these, another mapping as a dict.
 So every leaf keeps its path, which is part of the program that JAX compiles. Nothing is imported
-by a name from the file; to get the original classes, pass a tree that has them.
+by a name from the file here; `original_classes` does so for those who ask, and a tree that has the
+classes gives them too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, values
+from jaxmeta import dtypes, errors, tree_keys, values
 from jaxmeta._proto import struct_pb2
-
-Key = str | int
+from jaxmeta.tree_keys import Key
 
 _EXACT_KINDS: Final[dict[Any, str]] = {
     dict: "dict",
@@ -52,8 +52,8 @@ class Branch:
 
     Attributes:
         kind: ``none``, ``dict``, ``ordered``, ``list``, ``tuple``, ``namedtuple``, ``object``
-            (attribute names), ``mapping`` (another class with keys) or ``opaque`` (numbers only).
-        class_name: the qualified name of the original class; only ever shown, never imported.
+            (attribute names), ``mapping`` (another class with keys) or ``opaque`` (the rest).
+        class_name: the qualified name of the original class; imported only where that is asked for.
         keys: one a child.
         children: the subtrees.
     """
@@ -77,6 +77,9 @@ def describe(tree: Any, make_leaf: Callable[[tuple[Any, ...], Any], Leaf]) -> Tr
     Args:
         tree: any pytree of registered types.
         make_leaf: gives the record of a leaf, from its path (of ``jax.tree_util`` keys) and value.
+
+    Raises:
+        GraphError: keys of a node differ, but are recorded alike.
     """
     return _describe(tree, (), make_leaf)
 
@@ -91,8 +94,17 @@ def _describe(
     subtrees = tuple(
         _describe(child, (*path, key), make_leaf) for key, (_, child) in _zip(keys, children)
     )
-    names = tuple(_plain_key(key) for key in keys)
-    return Branch(_kind(tree, keys, names), _class_name(tree), names, subtrees)
+    names = tuple(tree_keys.plain_key(key) for key in keys)
+    kind = _kind(tree, keys, names)
+    if kind == "opaque":
+        names = tuple(_opaque_name(key) for key in keys)
+    if len(set(names)) != len(names):
+        where = tree_keys.path_text(path) or "the tree"
+        raise errors.GraphError(
+            f"{where}: keys of this {type(tree).__name__} are the same in a file, which holds "
+            f"strings, numbers, None, tuples of these, and the text of others: {list(names)}"
+        )
+    return Branch(kind, _class_name(tree), names, subtrees)
 
 
 def _zip(keys: list[Any], children: list[Any]) -> Iterator[tuple[Any, Any]]:
@@ -106,13 +118,8 @@ def _class_name(tree: Any) -> str:
     return recorded or f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _plain_key(key: Any) -> Key:
-    """Returns what a jax.tree_util key holds, as a string or an int."""
-    for field in ("name", "key", "idx"):
-        value = getattr(key, field, None)
-        if value is not None:
-            return value if type(value) is int else str(value)
-    return str(key)
+def _opaque_name(key: Any) -> Key:
+    return key.key if isinstance(key, jax.tree_util.FlattenedIndexKey) else str(key)
 
 
 def _kind(tree: Any, keys: list[Any], names: tuple[Key, ...]) -> str:
@@ -121,20 +128,26 @@ def _kind(tree: Any, keys: list[Any], names: tuple[Key, ...]) -> str:
         return "none"
     if cls in _EXACT_KINDS:
         return _EXACT_KINDS[cls]
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if isinstance(tree, tuple) and getattr(tree, "_fields", None) == names:
         return "namedtuple"
     key_types = {type(key) for key in keys}
     if key_types == {jax.tree_util.GetAttrKey} and _are_field_names(names):
         return "object"
     if key_types == {jax.tree_util.DictKey}:
         return "mapping"
-    if key_types == {jax.tree_util.SequenceKey}:
+    if key_types == {jax.tree_util.SequenceKey} and names == tuple(range(len(names))):
         return "list"
     return "opaque"
 
 
 def _are_field_names(names: Sequence[Key]) -> bool:
-    return all(isinstance(n, str) and n.isidentifier() and not keyword.iskeyword(n) for n in names)
+    return all(
+        isinstance(name, str)
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and not (name.startswith("__") and name.endswith("__"))
+        for name in names
+    )
 
 
 # --- building --------------------------------------------------------------------------------
@@ -151,9 +164,15 @@ def leaves(tree: Tree) -> Iterator[Leaf]:
 
 def rename_leaves(tree: Tree, rename: Callable[[str], str]) -> Tree:
     """Returns a record whose leaves have other names."""
+    renamed = [dataclasses.replace(leaf, name=rename(leaf.name)) for leaf in leaves(tree)]
+    return replace_leaves(tree, iter(renamed))
+
+
+def replace_leaves(tree: Tree, items: Iterator[Leaf]) -> Tree:
+    """Returns a record with its leaves taken from an iterator."""
     if isinstance(tree, Leaf):
-        return dataclasses.replace(tree, name=rename(tree.name))
-    children = tuple(rename_leaves(child, rename) for child in tree.children)
+        return next(items)
+    children = tuple(replace_leaves(child, items) for child in tree.children)
     return dataclasses.replace(tree, children=children)
 
 
@@ -174,11 +193,7 @@ def build(tree: Tree, items: Iterator[Any]) -> Any:
 
 def _build_mapping(branch: Branch, children: list[Any]) -> Any:
     pairs = list(zip(branch.keys, children, strict=True))
-    try:
-        is_sorted = list(branch.keys) == sorted(branch.keys)
-    except TypeError:
-        is_sorted = False
-    return dict(pairs) if is_sorted else collections.OrderedDict(pairs)
+    return dict(pairs) if tree_keys.are_sorted(branch.keys) else collections.OrderedDict(pairs)
 
 
 def _build_namedtuple(branch: Branch, children: list[Any]) -> Any:
@@ -190,7 +205,7 @@ def _build_object(branch: Branch, children: list[Any]) -> Any:
 
 
 def _build_opaque(branch: Branch, children: list[Any]) -> Any:
-    return Opaque(branch.class_name, children)
+    return Opaque(branch.class_name, children, branch.keys)
 
 
 _BUILDERS: Final[dict[str, Callable[[Branch, list[Any]], Any]]] = {
@@ -231,18 +246,34 @@ def _object_class(class_name: str, fields: tuple[Key, ...]) -> type:
 
 
 class Opaque:
-    """Stands for an object of a registered class whose children have neither names nor keys."""
+    """Stands for an object of a registered class whose children have neither names nor keys.
 
-    def __init__(self, class_name: str, children: Sequence[Any]) -> None:
+    Or keys of several kinds, or of its own; these are texts here.
+    """
+
+    def __init__(
+        self, class_name: str, children: Sequence[Any], keys: Sequence[Key] | None = None
+    ) -> None:
         self.class_name = class_name
         self.children = list(children)
+        self.keys = tuple(range(len(self.children))) if keys is None else tuple(keys)
 
     def __repr__(self) -> str:
         return f"Opaque({self.class_name!r}, {self.children!r})"
 
 
-jax.tree_util.register_pytree_node(
-    Opaque, lambda x: (x.children, x.class_name), lambda name, children: Opaque(name, children)
+def _flatten_opaque(tree: Opaque) -> tuple[list[tuple[Any, Any]], Any]:
+    keys = [
+        jax.tree_util.FlattenedIndexKey(key)
+        if isinstance(key, int)
+        else tree_keys.TextKey(str(key))
+        for key in tree.keys
+    ]
+    return list(_zip(keys, tree.children)), (tree.class_name, tree.keys)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Opaque, _flatten_opaque, lambda aux, children: Opaque(aux[0], list(children), aux[1])
 )
 
 
@@ -275,12 +306,17 @@ def _write(proto: struct_pb2.StructuredValue, tree: Tree) -> None:
         items.SetInParent()
         for child in tree.children:
             _write(items.values.add(), child)
-    elif tree.kind == "dict" and all(isinstance(key, str) for key in tree.keys):
+    elif tree.kind == "dict" and _are_sorted_strings(tree.keys):
         proto.dict_value.SetInParent()
         for key, child in zip(tree.keys, tree.children, strict=True):
             _write(proto.dict_value.fields[str(key)], child)
     else:
         _write_extension(proto.type_spec_value, tree)
+
+
+def _are_sorted_strings(keys: Sequence[Key]) -> bool:
+    """Returns whether a map of a message, which has no order, keeps these keys."""
+    return all(isinstance(key, str) for key in keys) and tree_keys.are_sorted(keys)
 
 
 def _write_extension(proto: struct_pb2.TypeSpecProto, branch: Branch) -> None:
@@ -293,10 +329,7 @@ def _write_extension(proto: struct_pb2.TypeSpecProto, branch: Branch) -> None:
     parts = proto.type_state.tuple_value.values
     parts.add().string_value = branch.kind
     for key, child in zip(branch.keys, branch.children, strict=True):
-        if isinstance(key, int):
-            parts.add().int64_value = key
-        else:
-            parts.add().string_value = key
+        tree_keys.write_key(parts.add(), key)
         _write(parts.add(), child)
 
 
@@ -318,7 +351,8 @@ def _message_depth(tree: Tree) -> int:
     own = 2 if tree.kind in ("list", "tuple") and tree.class_name.startswith("builtins.") else 4
     if tree.kind in ("dict", "namedtuple"):
         own = 3  # the value, the message of its kind, and an entry
-    return own + max((_message_depth(child) for child in tree.children), default=0)
+    below = [_message_depth(child) for child in tree.children]
+    return own + max([*below, *map(tree_keys.key_depth, tree.keys)], default=0)
 
 
 def tree_from_proto(proto: struct_pb2.StructuredValue) -> Tree:
@@ -364,18 +398,9 @@ def _read_extension(proto: struct_pb2.TypeSpecProto) -> Branch:
     parts = proto.type_state.tuple_value.values
     if len(parts) % 2 != 1 or parts[0].string_value not in _BUILDERS:
         raise errors.FormatError(f"the tree's node {proto.type_spec_class_name!r} is malformed")
-    keys = tuple(_read_key(part) for part in parts[1::2])
+    keys = tuple(map(tree_keys.read_key, parts[1::2]))
     children = tuple(tree_from_proto(part) for part in parts[2::2])
     return _checked(Branch(parts[0].string_value, proto.type_spec_class_name, keys, children))
-
-
-def _read_key(proto: struct_pb2.StructuredValue) -> Key:
-    kind = proto.WhichOneof("kind")
-    if kind == "int64_value":
-        return proto.int64_value
-    if kind == "string_value":
-        return proto.string_value
-    raise errors.FormatError(f"a key in a tree is a {kind}, not a string or an integer")
 
 
 def _checked(branch: Branch) -> Branch:
@@ -387,14 +412,6 @@ def _checked(branch: Branch) -> Branch:
     if branch.kind == "namedtuple" and any(str(key).startswith("_") for key in branch.keys):
         raise errors.FormatError(f"{list(branch.keys)} are not the fields of a NamedTuple")
     return branch
-
-
-# --- paths -----------------------------------------------------------------------------------
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """Returns the '/'-separated name of a path of jax.tree_util keys: ``params/Dense_0/kernel``."""
-    return "/".join(str(_plain_key(key)) for key in path)
 
 
 def leaf_number(value: Any) -> int:

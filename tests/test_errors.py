@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import re
@@ -698,11 +699,23 @@ def test_all_leaves_of_a_state_that_are_no_arrays_are_named():
     with raises(
         errors.GraphError,
         "the state holds leaves that are not arrays:",
-        "  act: function",
-        "  name: str",
-        "Split them off first (equinox.partition, flax.nnx.split), or mark the fields static.",
+        "  act: function make_state",
+        "  name: str 'mlp'",
+        "  queue: deque, a class that is no pytree to JAX",
+        "  step: the number 1099511627776 is beyond int32",
+        "  words: an array of <U1, a type that JAX has not",
+        "Split off what is no array: params, static = equinox.partition(model, equinox.is_array); "
+        "graphdef, state = flax.nnx.split(model). Or mark the fields static: "
+        "equinox.field(static=True), flax.struct.field(pytree_node=False), meta_fields of "
+        "jax.tree_util.register_dataclass.",
+        "Register the class of a container with jax.tree_util, or use dict, list, tuple or "
+        "NamedTuple.",
+        'Switch 64-bit types on, jax.config.update("jax_enable_x64", True), or use smaller '
+        "numbers.",
     ):
-        jaxmeta.Graph().variables({"name": "mlp", "act": make_state, "w": jnp.ones(3)})
+        state = {"name": "mlp", "act": make_state, "w": jnp.ones(3), "step": 1 << 40}
+        state.update(words=np.array(["a"]), queue=collections.deque())
+        jaxmeta.Graph().variables(state)
 
 
 def test_collection_of_things_that_no_file_can_hold():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, trees
+from jaxmeta import errors, tree_keys, trees
 from jaxmeta._proto import meta_graph_pb2, struct_pb2
 from jaxmeta.meta_graphs import meta_graph
 
@@ -414,4 +414,4 @@ def test_leaves_of_unknown_dimensions_come_back():
 
 def test_path_name_joins_the_keys():
     (path, _), *_ = jax.tree_util.tree_flatten_with_path({"a": [Pair(leaf(), None)]})[0]
-    assert trees.path_name(path) == "a/0/first"
+    assert tree_keys.path_name(path) == "a/0/first"

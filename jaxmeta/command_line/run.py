@@ -10,7 +10,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, program, trees
+from jaxmeta import dtypes, errors, program, tree_keys, trees
 from jaxmeta.graphs import building, graph, nodes
 from jaxmeta.saving import saver
 from jaxmeta.tracing import signature_nodes
@@ -148,7 +148,7 @@ def _step(
     flat, _ = jax.tree_util.tree_flatten_with_path(
         next(iter(outputs.values())) if only else outputs
     )
-    return {trees.path_name(keys) or "result": _to_numpy(value) for keys, value in flat}
+    return {tree_keys.path_name(keys) or "result": _to_numpy(value) for keys, value in flat}
 
 
 def _to_numpy(value: Any) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import dtypes, errors, trees, values
+from jaxmeta import dtypes, errors, naming, state_leaves, tree_keys, trees, values
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.graphs import (
     default_graphs,
@@ -49,7 +49,7 @@ class Graph(graph.GraphBuilder):
         """Adds a variable for each leaf of a pytree, named by its path.
 
         Args:
-            state: a pytree of arrays or `jax.ShapeDtypeStruct`.
+            state: a pytree of arrays, numbers or `jax.ShapeDtypeStruct`.
             trainable: says of a variable's name whether optimizers should change it. By default
                 these are the real ones below ``params``, or all real ones where there is none.
             name: a scope for all the names.
@@ -58,23 +58,25 @@ class Graph(graph.GraphBuilder):
             The same tree with a `Variable` for each leaf.
 
         Raises:
-            GraphError: a leaf is not an array (all such are listed), or the name is taken.
+            GraphError: a leaf is not an array (all such are listed), the tree is too deep for a
+                file, or the name is taken.
         """
         if name in self.state_trees:
             raise errors.GraphError(
                 f"the graph has the variables of a state named {name!r} already; give this one "
                 "another name"
             )
+        record = state_leaves.describe(state)
         flat, treedef = jax.tree_util.tree_flatten_with_path(state)
-        _refuse_leaves_without_dtype(flat)
-        paths = ["/".join(filter(None, [name, trees.path_name(path)])) for path, _ in flat]
+        paths = ["/".join(filter(None, [name, tree_keys.path_name(path)])) for path, _ in flat]
         is_trainable = trainable or _trainable_by_convention(paths)
         made = [
-            self.add_variable(path or "variable", leaf, is_trainable=is_trainable(path))
+            self.add_variable(
+                naming.clean_name(path) or "variable", leaf, is_trainable=is_trainable(path)
+            )
             for path, (_, leaf) in zip(paths, flat, strict=True)
         ]
-        names = iter(made)
-        self.state_trees[name] = trees.describe(state, lambda _, leaf: _variable_leaf(next(names)))
+        self.state_trees[name] = trees.replace_leaves(record, map(_variable_leaf, made))
         return jax.tree_util.tree_unflatten(treedef, made)
 
     def add_signature(
@@ -234,23 +236,6 @@ def _trainable_by_convention(paths: Sequence[str]) -> Callable[[str], bool]:
     if any(_PARAMETERS in path.split("/") for path in paths):
         return lambda path: path.split("/")[0] == _PARAMETERS
     return lambda path: True
-
-
-def _refuse_leaves_without_dtype(flat: Sequence[tuple[Any, Any]]) -> None:
-    bad = [
-        f"{trees.path_name(path)}: {type(leaf).__name__}"
-        for path, leaf in flat
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex))
-    ]
-    if bad:
-        raise errors.GraphError(
-            errors.list_offenders(
-                "the state holds leaves that are not arrays:",
-                bad,
-                "Split them off first (equinox.partition, flax.nnx.split), or mark the fields "
-                "static.",
-            )
-        )
 
 
 def _trace(

@@ -12,7 +12,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import errors, naming, trees
+from jaxmeta import errors, naming, tree_keys
 from jaxmeta.graphs import calling, differentiating, elementary, graph, variables
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Operation, Tensor, Variable
@@ -148,7 +148,9 @@ def _add_slot(
         (entry.key for entry in words if getattr(entry, "key", None) in params),
         None,
     )
-    rest = trees.path_name([e for e in words if getattr(e, "key", None) != owner or owner is None])
+    rest = tree_keys.path_name(
+        [e for e in words if getattr(e, "key", None) != owner or owner is None]
+    )
     short = naming.clean_name(rest) or "slot"
     slot = Variable.__new__(Variable)
     if owner is None:

@@ -412,7 +412,7 @@ class Saver:
         saver_arguments.check_holder(sess, self.graph)
         self.wait_until_finished()
         if not found:
-            return None
+            return None if isinstance(sess, Session) else sess
         wanted = program.override_shardings(self.graph, shardings)
         restored = saved_values.restore(found, _check_checkpoint(save_path), wanted)
         if isinstance(sess, Session):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import jax
 
-from jaxmeta import errors
+from jaxmeta import errors, trees
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.execution.session import Session
 from jaxmeta.graphs import building
@@ -58,7 +58,11 @@ def graph_of(var_list: Any, given: building.Graph | None) -> building.Graph:
 
 def check_holder(sess: Any, target: building.Graph) -> None:
     """Raises CheckpointTypeError for what is neither a session nor a state."""
-    is_state = sess is not None and bool(target.state_trees)
+    recorded = list(target.state_trees.values())
+    is_empty = isinstance(sess, Mapping) and not sess  # the state of a graph that has none
+    is_state = (is_empty if not recorded else sess is not None) or (
+        sess is None and recorded == [trees.NOTHING]
+    )
     if not isinstance(sess, Session) and not is_state:
         raise errors.CheckpointTypeError(
             f"'sess' must be a Session, or a state as Graph.variables took it; {sess!r}"

@@ -297,8 +297,8 @@ def is_weak(value: Any) -> bool:
 
     It shapes the program: JAX drops a cast to the same dtype unless it makes a weak type strong.
     """
-    if isinstance(value, (bool, int, float, complex)):
-        return True
+    if isinstance(value, (int, float, complex)):  # numpy's scalars may be floats too
+        return not isinstance(value, (bool, np.generic))
     return bool(getattr(value, "weak_type", False))
 
 

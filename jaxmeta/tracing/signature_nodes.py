@@ -10,7 +10,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, shardings, specs, trees, values
+from jaxmeta import dtypes, errors, naming, shardings, specs, tree_keys, trees, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import graph, nodes
 from jaxmeta.graphs.graph import Signature, Tensor, Variable
@@ -283,7 +283,7 @@ def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
             root = str(first.key)
         else:
             root = plain[first.idx] if first.idx < len(plain) else f"arg{first.idx}"
-        names.append(naming.clean_name("/".join(filter(None, [root, trees.path_name(rest)]))))
+        names.append(naming.clean_name("/".join(filter(None, [root, tree_keys.path_name(rest)]))))
     return names
 
 
