@@ -336,7 +336,8 @@ def rows_of_variable(tf, indices):
 
 
 def takes_variables(op: str) -> bool:
-    return any(word in op for word in ("Apply", "Scatter")) and any(
+    is_update = "Apply" in op or ("Scatter" in op and not op.startswith("Tensor"))
+    return is_update and any(
         arg.is_ref or arg.type == 20 for arg in op_defs.get_op_def(op).input_arg
     )
 

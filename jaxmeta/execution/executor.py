@@ -30,6 +30,23 @@ from jaxmeta.tracing.dimensions import Size
 _EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
+# What computes with sizes for other ends too, and is folded only where a shape is made of it.
+_FOLDED_AT_NEED: Final = frozenset(
+    {
+        "Equal",
+        "Fill",
+        "Greater",
+        "GreaterEqual",
+        "Less",
+        "LessEqual",
+        "LogicalAnd",
+        "Range",
+        "Select",
+        "SelectV2",
+    }
+)
+_SWITCHES: Final = frozenset({"Switch", "RefSwitch", "Enter", "RefEnter"})
+NEXT_ITERATION: Final = ordering.NEXT_ITERATION
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -129,6 +146,7 @@ class Library:
         self._defs = functions
         self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
+        self._with_values: dict[str, bool] = {}
 
     def __getitem__(self, name: str) -> Function:
         """Returns a function.
@@ -152,9 +170,38 @@ class Library:
         """Returns the functions for given sizes of the dimensions that they take."""
         return _SizedLibrary(self, known)
 
+    def calls_need_values(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether a node calls a function with an op that cannot be traced."""
+        return any(map(self._needs_values, _functions_called(node)))
+
+    def _needs_values(self, name: str) -> bool:
+        known = self._with_values.get(name)
+        if known is not None:
+            return known
+        function = self._defs.get(name)
+        if function is None:
+            return False
+        self._with_values[name] = False  # for one that calls itself
+        found = self._with_values[name] = any(
+            (node.op in _definition.KERNELS and _definition.KERNELS[node.op].needs_values)
+            or self.calls_need_values(node)
+            for node in function.node_def
+        )
+        return found
+
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
+
+
+def _functions_called(node: graph_pb2.NodeDef) -> list[str]:
+    """Returns the names of the functions that a node's attrs and its op say."""
+    names = [node.op]
+    for attr in node.attr.values():
+        if attr.HasField("func"):
+            names.append(attr.func.name)
+        names.extend(func.name for func in attr.list.func)
+    return names
 
 
 class _SizedLibrary(dict[str, Function]):
@@ -188,6 +235,7 @@ class _Planner:
         self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
         self.references: set[int] = set()
         self.is_host = False
+        self.needs_values = False
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -225,11 +273,17 @@ class _Planner:
         env = self.env
         self._fold_inputs(node, kernel, inputs)
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
-            run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
+            if op in _FOLDED_AT_NEED and self.sizes.union(self.foldable).issuperset(inputs):
+                self.foldable[len(env)] = len(self.steps)
+                run = sizes.folding(None, run, kernel.static)
+            else:
+                run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
             self.foldable[len(env)] = len(self.steps)
         if kernel.is_host:
             self.is_host = True
+        if kernel.needs_values or self._library.calls_need_values(node):
+            self.needs_values = True
         if kernel.has_references or self.references:
             kernel, run = self._dereference(node, kernel, run, inputs, len(env))
         if len(refs) == 1:
@@ -291,6 +345,21 @@ class _Planner:
                 self.is_host = True
             elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
                 self.foldable[place] = _NO_STEP
+
+    def add_constant_step(self, node: graph_pb2.NodeDef, ref: str) -> None:
+        """Makes a constant a step, because it lies in a branch that may not be taken."""
+        value = self.env[self.places[ref]]
+        place = self.add_place(ref)
+        self.steps.append((lambda: value, [], place, (), _PLAIN_KERNEL, node))
+
+    def move_inputs(self, moved: Mapping[int, int]) -> None:
+        """Gives steps other places for inputs that were not known when they were added."""
+        if not moved:
+            return
+        for index, (run, places, output, outputs, kernel, node) in enumerate(self.steps):
+            if not moved.keys().isdisjoint(places):
+                places = [moved.get(place, place) for place in places]
+                self.steps[index] = (run, places, output, outputs, kernel, node)
 
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
@@ -461,6 +530,7 @@ class _Planner:
             results,
             references=frozenset(self.references.intersection(results)),
             is_host=self.is_host,
+            needs_values=self.needs_values,
         )
 
     def _array_place(self, place: int) -> int:
@@ -598,12 +668,22 @@ def plan_graph(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
     refs = _graph_refs(library)
-    for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed):
+    ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed)
+    is_dataflow = any(node.op in _SWITCHES for node in ordered)
+    backs = {
+        f"{node.name}:0": planner.add_place(f"{node.name}:0")
+        for node in ordered
+        if node.op in NEXT_ITERATION
+    }
+    for node in ordered:
         if node.name in fully_fed:
             continue
         kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}
         planner.add_node(node, refs)
         planner.places.update(kept)
+        if is_dataflow and node.op == "Const" and node.input:
+            planner.add_constant_step(node, f"{node.name}:0")
+    planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
     results = [planner.places[_canonical(name)] for name in fetches]
     return planner.finish(arguments, results)
 

@@ -120,6 +120,7 @@ class Plan:
         *,
         references: frozenset[int] = frozenset(),
         is_host: bool = False,
+        needs_values: bool = False,
     ) -> None:
         """Takes the parts of a plan.
 
@@ -130,6 +131,7 @@ class Plan:
             results: the places of what it returns.
             references: the results that are references to variables.
             is_host: whether some steps work on strings, queues or files, outside jit.
+            needs_values: whether some steps cannot be traced, so that all run op by op.
         """
         self.initial = initial
         self.arguments = tuple(arguments)
@@ -137,6 +139,7 @@ class Plan:
         self.results = tuple(results)
         self.references = references
         self.is_host = is_host
+        self.needs_values = needs_values
 
     def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
         """Runs all steps and returns the results.

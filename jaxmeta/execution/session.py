@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, executor, fetches, plans, segments
+from jaxmeta.execution import compiling, dataflow, executor, fetches, plans, segments
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -331,7 +331,7 @@ class Session:
             nodes, self._library, list(prepared.feed_names), tensors, operations
         )
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
-        if plan.is_host or strings:
+        if plan.is_host or plan.needs_values or strings:
             return self._host_runner(plan, fetched, strings)
         return self._device_runner(plan, fetched)
 
@@ -357,7 +357,11 @@ class Session:
     def _host_runner(
         self, plan: plans.Plan, fetched: Sequence[str], strings: Sequence[int]
     ) -> _Runner:
-        segmented = segments.SegmentedPlan(plan, self._library, strings)
+        segmented = (
+            dataflow.DataflowPlan(plan, self._library)
+            if plan.needs_values
+            else segments.SegmentedPlan(plan, self._library, strings)
+        )
 
         def run(values: list[Any], options: Any) -> list[Any]:
             for index in strings:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import errors
+from jaxmeta.ops._dataflow_values import Optional, TensorList
 from jaxmeta.ops._definition import kernel, on_host
 
 kernel("Add")(lambda x, y: jnp.add(x, y))
@@ -25,7 +26,6 @@ kernel("IsNan")(lambda x: jnp.isnan(x))
 kernel("IsInf")(lambda x: jnp.isinf(x))
 kernel("Ndtri")(lambda x: jax.scipy.special.ndtri(x))
 kernel("OnesLike")(lambda x: jnp.ones_like(x))
-kernel("ZerosLike")(lambda x: jnp.zeros_like(x))
 kernel("Angle")(lambda input: jnp.angle(input))
 kernel("Cross")(lambda a, b: jnp.cross(a, b))
 kernel("ApproximateEqual")(
@@ -82,6 +82,15 @@ def xlog1py(x: Any, y: Any) -> Any:
 @kernel("AddN", "AccumulateNV2")
 def add_n(*inputs: Any) -> Any:
     return functools.reduce(operator.add, inputs)
+
+
+@kernel("ZerosLike")
+def zeros_like(x: Any) -> Any:
+    if isinstance(x, Optional):
+        return Optional(x.components and tuple(map(zeros_like, x.components)))
+    if isinstance(x, TensorList):
+        return x.replaced([None if item is None else zeros_like(item) for item in x.items])
+    return jnp.zeros_like(x)
 
 
 @kernel("CheckNumerics")
