@@ -36,6 +36,7 @@ def describe(state: Any) -> trees.Tree:
             is too deep for a file.
     """
     try:
+        jax.tree.structure(state)  # with paths, JAX has no clean error where this is too deep
         flat, _ = jax.tree_util.tree_flatten_with_path(state)
         pairs = [(tree_keys.path_name(path) or "the state", leaf) for path, leaf in flat]
         check_all(pairs, errors.GraphError)

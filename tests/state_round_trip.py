@@ -12,9 +12,9 @@ import jaxmeta
 
 
 def save_and_load(state: Any, directory: Any) -> jaxmeta.Program:
-    """Returns the program of a graph that holds nothing but a state."""
+    """Returns the loaded program of a state and of a signature ``same`` that returns it."""
     graph = jaxmeta.Graph()
-    graph.variables(state)
+    graph.add_signature("same", lambda state: state, graph.variables(state))
     with jaxmeta.Saver(graph) as saver:
         prefix = saver.save(state, f"{directory}/model")
     return jaxmeta.load(prefix)
