@@ -127,7 +127,8 @@ def _are_same(one: list[Any], other: list[Any]) -> bool:
     """Returns whether trees have the same leaves; containers may be copies."""
     leaves, structure = jax.tree.flatten(one)
     others, other_structure = jax.tree.flatten(other)
-    return structure == other_structure and all(map(operator.is_, leaves, others))
+    is_same: bool = structure == other_structure  # type: ignore[operator]  # typed in part only
+    return is_same and all(map(operator.is_, leaves, others))
 
 
 def _draft(cls: type, record: trees.Branch, children: list[Any]) -> Any:

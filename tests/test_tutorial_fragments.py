@@ -1,4 +1,4 @@
-"""The tutorial's lines that docs/tutorial.md has no room for, each as a user of TensorFlow knows it."""
+"""The fragments of TensorFlow's tutorial, line by line, in both engines."""
 
 from __future__ import annotations
 
