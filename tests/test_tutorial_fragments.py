@@ -1,4 +1,4 @@
-"""The tutorial's lines that docs/tutorial.md has no room for, each as a user of TensorFlow knows it."""
+"""The tutorial's lines that docs/tutorial.md has no room for, as users of TensorFlow know them."""
 
 from __future__ import annotations
 
