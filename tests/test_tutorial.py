@@ -11,7 +11,6 @@ from tutorial_engine import Engine
 
 import jaxmeta as jm
 from jaxmeta._proto import event_pb2
-from jaxmeta.ops import _definition
 
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
 BACK = "TensorFlow goes on training it"
@@ -72,12 +71,6 @@ def tensorflow_page(tmp_path_factory, tensorflow):
 def assert_close(found, expected, rtol):
     for item, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.asarray(item), np.asarray(other), rtol=rtol, atol=rtol / 100)
-
-
-def needs_kernel(op):
-    return pytest.mark.xfail(
-        op not in _definition.KERNELS, reason=f"{op} has no kernel yet", strict=True
-    )
 
 
 # --- jaxmeta's blocks ----------------------------------------------------------------------------
@@ -190,9 +183,7 @@ def test_tensorflow_names_the_same_things(jaxmeta_page, tensorflow_page):
 
 
 @pytest.mark.needs_tf
-@pytest.mark.parametrize(
-    "writer", ["jaxmeta", pytest.param("tensorflow", marks=needs_kernel("Relu"))]
-)
+@pytest.mark.parametrize("writer", ["jaxmeta", "tensorflow"])
 def test_both_engines_extend_and_train_the_same_file_alike(jaxmeta_page, tensorflow_page, writer):
     pages = {"jaxmeta": jaxmeta_page, "tensorflow": tensorflow_page}
     title = "Import and extend the graph"
@@ -208,25 +199,18 @@ def test_both_engines_extend_and_train_the_same_file_alike(jaxmeta_page, tensorf
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
-DEVICES = "Import a graph with preset devices", 0, "inferred_again"
-
-
 @pytest.mark.needs_tf
+@pytest.mark.parametrize("writer", ["jaxmeta", "tensorflow"])
 @pytest.mark.parametrize(
-    ("title", "number", "value", "writer"),
+    ("title", "number", "value"),
     [
-        ("Resume", -1, "after", "jaxmeta"),
-        pytest.param(
-            *("Resume", -1, "after", "tensorflow"), marks=needs_kernel("ApplyGradientDescent")
-        ),
-        (*DEVICES, "jaxmeta"),
-        pytest.param(*DEVICES, "tensorflow", marks=needs_kernel("Relu")),
-        ("A queue runner", -1, "batches", "jaxmeta"),
-        ("A queue runner", -1, "batches", "tensorflow"),
+        ("Resume", -1, "after"),
+        ("Import a graph with preset devices", 0, "inferred_again"),
+        ("A queue runner", -1, "batches"),
     ],
 )
 def test_both_engines_go_on_with_the_same_file_alike(
-    jaxmeta_page, tensorflow_page, title, number, value, writer
+    jaxmeta_page, tensorflow_page, writer, title, number, value
 ):
     pages = {"jaxmeta": jaxmeta_page, "tensorflow": tensorflow_page}
     found = {
