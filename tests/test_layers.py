@@ -50,6 +50,7 @@ ROWS = (
         "meta_graphs.meta_graph_file",
         "naming",
         "op_defs",
+        "ops._dataflow_values",
         "ops._handles",
         "tracing.dimensions",
         "tree_keys",
@@ -122,6 +123,7 @@ ROWS = (
         "saving.saveables",
     ),
     (
+        "execution.dataflow",
         "graphs.operators",
         "meta_graphs.node_differences",
         "ops",
