@@ -283,6 +283,8 @@ class _Planner:
                 run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
             self.foldable[len(env)] = len(self.steps)
+            if op in _FOLDED_AT_NEED or not self.at_need.isdisjoint(inputs):
+                self.at_need.add(len(env))
         if kernel.is_host:
             self.is_host = True
         if kernel.needs_values or self._library.calls_need_values(node):
