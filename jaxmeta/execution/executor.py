@@ -45,6 +45,7 @@ _FOLDED_AT_NEED: Final = frozenset(
         "SelectV2",
     }
 )
+_MAKE_SHAPES: Final = frozenset({"DynamicStitch"})
 _SWITCHES: Final = frozenset({"Switch", "RefSwitch", "Enter", "RefEnter"})
 NEXT_ITERATION: Final = ordering.NEXT_ITERATION
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
@@ -233,6 +234,7 @@ class _Planner:
         self.unfed: dict[str, None] = {}
         self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
         self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
+        self.at_need: set[int] = set()  # those of them that are folded only for shapes
         self.references: set[int] = set()
         self.is_host = False
         self.needs_values = False
@@ -275,11 +277,14 @@ class _Planner:
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
             if op in _FOLDED_AT_NEED and self.sizes.union(self.foldable).issuperset(inputs):
                 self.foldable[len(env)] = len(self.steps)
+                self.at_need.add(len(env))
                 run = sizes.folding(None, run, kernel.static)
             else:
                 run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
             self.foldable[len(env)] = len(self.steps)
+            if op in _FOLDED_AT_NEED or not self.at_need.isdisjoint(inputs):
+                self.at_need.add(len(env))
         if kernel.is_host:
             self.is_host = True
         if kernel.needs_values or self._library.calls_need_values(node):
@@ -428,8 +433,11 @@ class _Planner:
         """
         if node.op in _definition.HOST_KERNELS and not self.sizes.isdisjoint(inputs):
             needed: Iterable[int] = inputs
+            if node.op not in _MAKE_SHAPES:
+                needed = [place for place in inputs if place not in self.at_need]
         else:
-            needed = [inputs[index] for index in kernel.static if index < len(inputs)]
+            needed = []
+        needed = [*needed, *(inputs[i] for i in kernel.static if i < len(inputs))]
         for place in needed:
             self._fold(place)
 
