@@ -125,9 +125,10 @@ def _rebuilt(cls: type, record: trees.Branch, children: list[Any]) -> Any:
 
 def _are_same(one: list[Any], other: list[Any]) -> bool:
     """Returns whether trees have the same leaves; containers may be copies."""
-    forms: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
-    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
-    return bool(forms[0] == forms[1]) and all(map(operator.is_, leaves, others))
+    leaves, structure = jax.tree.flatten(one)
+    others, other_structure = jax.tree.flatten(other)
+    is_same: bool = structure == other_structure  # type: ignore[operator]  # typed in part only
+    return is_same and all(map(operator.is_, leaves, others))
 
 
 def _draft(cls: type, record: trees.Branch, children: list[Any]) -> Any:

@@ -47,10 +47,12 @@ ROWS = (
         "graphs.default_sessions",
         "graphs.renaming",
         "meta_graphs.collection_registry",
-        "meta_graphs.meta_graph_file",
         "naming",
         "op_defs",
+        "ops._dataflow_values",
+        "ops._handles",
         "tracing.dimensions",
+        "tree_keys",
         "xla_attrs",
     ),
     (
@@ -62,8 +64,8 @@ ROWS = (
         "graphs.function_library",
         "meta_graphs.control_flow_contexts",
         "meta_graphs.graph_transforms",
+        "meta_graphs.meta_graph_file",
         "tracing.jaxprs",
-        "tree_keys",
         "values",
     ),
     (
@@ -121,6 +123,7 @@ ROWS = (
         "saving.saveables",
     ),
     (
+        "execution.dataflow",
         "graphs.operators",
         "meta_graphs.node_differences",
         "ops",

@@ -42,7 +42,7 @@ def test_the_code_for_tensorflow_runs(tmp_path, monkeypatch, tensorflow):
     assert (tmp_path / "runs/line/from_tensorflow.index").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/format.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/format.md", "docs/tutorial.md"])
 def test_links_lead_somewhere(document):
     path = ROOT / document
     prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)

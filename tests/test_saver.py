@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxmeta as jm
+from jaxmeta import errors
+from jaxmeta.checkpoint import background
 from jaxmeta.errors import CheckpointError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,6 +45,59 @@ def test_save_writes_graph_arrays_and_state_file(graph, tmp_path):
     assert prefix == str(tmp_path / "model-7")
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "model-7", "model-7.meta"]
     assert jm.latest_checkpoint(tmp_path) == prefix
+
+
+@pytest.fixture
+def slow_saves(monkeypatch):
+    """Lets each save in the background begin late."""
+    run = background.BackgroundWriter._run
+
+    def run_late(self, place, job):
+        time.sleep(0.2)
+        run(self, place, job)
+
+    monkeypatch.setattr(background.BackgroundWriter, "_run", run_late)
+
+
+def read_by_session(graph, prefix):
+    del graph
+    with jm.Graph().as_default(), jm.Session() as session:
+        jm.import_meta_graph(f"{prefix}.meta").restore(session, prefix)
+        return session.run("w:0")
+
+
+def restore(graph, prefix):
+    return jm.Saver(graph).restore(first_state(), prefix)["w"]
+
+
+@pytest.mark.parametrize("checkpoint_format", ["orbax", "tensor_bundle"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_by_session,
+        restore,
+        lambda graph, prefix: jm.load(prefix).state["w"],
+        lambda graph, prefix: jm.load(jm.latest_checkpoint(os.path.dirname(prefix))).state["w"],
+        lambda graph, prefix: jm.load_variable(prefix, "w"),
+        lambda graph, prefix: jm.load_variable(
+            jm.get_checkpoint_state(os.path.dirname(prefix)).model_checkpoint_path, "w"
+        ),
+    ],
+)
+def test_what_is_being_saved_can_be_read(graph, tmp_path, slow_saves, read, checkpoint_format):
+    saver = jm.Saver(graph, checkpoint_format=checkpoint_format)
+    prefix = saver.save(first_state(), tmp_path / "model")
+    np.testing.assert_array_equal(read(graph, prefix), first_state()["w"])
+
+
+def test_error_of_a_save_is_left_to_its_saver(graph, tmp_path, slow_saves):
+    saver = jm.Saver(graph)
+    prefix = saver.save(first_state(), tmp_path / "model")
+    os.makedirs(f"{prefix}.meta")
+    with pytest.raises(errors.UnreadableFileError, match="cannot be read"):
+        jm.read_meta_graph_file(f"{prefix}.meta")
+    with pytest.raises(IsADirectoryError):
+        saver.wait_until_finished()
 
 
 def test_plain_orbax_restores_a_nested_dict(tmp_path):

@@ -320,6 +320,23 @@ def test_fractions_are_not_cut_off(session):
         session.run("count:0", {"i:0": 3.5})
 
 
+@pytest.mark.parametrize("value", [1.0, np.float64(1), np.ones(2)])
+def test_number_for_a_resource_is_refused(value):
+    with jaxmeta.Graph().as_default():
+        queue = jaxmeta.FIFOQueue(2, "float32", [()], name="q")
+        with (
+            jaxmeta.Session() as session,
+            pytest.raises(errors.FeedError, match="a resource cannot be fed"),
+        ):
+            session.run(queue.size(), {"q:0": value})
+
+
+def test_integer_that_does_not_fit_is_refused(session):
+    session.graph.add_signature("count", lambda i: i + 1, jnp.ones((), int))
+    with pytest.raises(TypeError, match="out of bounds for int32"):
+        session.run("count:0", {"i:0": 2**40})
+
+
 def test_values_of_another_shape_after_good_ones_are_refused(session):
     for _ in range(2):
         session.run("predict:0", {"x:0": X})

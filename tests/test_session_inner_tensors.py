@@ -103,8 +103,8 @@ def test_inner_operations_are_run_by_name(session):
 
 def test_feed_of_an_inner_tensor_is_checked(session):
     (tanh,) = names_of(session, "Tanh")
-    with pytest.raises(errors.FeedError, match="expected dtype float32, got int32"):
-        session.run("predict:1", {f"{tanh}:0": np.zeros((4, 2), np.int32)})
+    with pytest.raises(errors.FeedError, match="expected dtype float32, got bool"):
+        session.run("predict:1", {f"{tanh}:0": np.zeros((4, 2), bool)})
 
 
 def test_variables_are_read_where_a_call_is_opened(session):

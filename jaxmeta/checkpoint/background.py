@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from jaxmeta import errors
 from jaxmeta.checkpoint.atomic import StrPath
@@ -15,6 +15,20 @@ from jaxmeta.checkpoint.atomic import StrPath
 OnCommit: TypeAlias = Callable[[], None]
 
 _logger = logging.getLogger(__name__)
+_LOCK: Final = threading.Lock()
+_UNDER_WAY: Final[set[threading.Thread]] = set()
+
+
+def wait_for_saves() -> None:
+    """Waits until what this process saves is in place, so that it can be read.
+
+    An error that a save meets is left to its writer.
+    """
+    with _LOCK:
+        threads = list(_UNDER_WAY)
+    if threading.current_thread() not in threads:  # else a save looks at what is there
+        for thread in threads:
+            thread.join()
 
 
 class BackgroundWriter(abc.ABC):
@@ -95,7 +109,9 @@ class BackgroundWriter(abc.ABC):
             job()
         else:
             self._thread = threading.Thread(target=self._run, args=(place, job))
-            self._thread.start()
+            with _LOCK:
+                self._thread.start()
+                _UNDER_WAY.add(self._thread)
 
     def _run(self, place: str, job: Callable[[], None]) -> None:
         try:
@@ -103,6 +119,9 @@ class BackgroundWriter(abc.ABC):
         except BaseException as error:
             _logger.error("saving %s failed: %r", place, error)
             self._error = error
+        finally:
+            with _LOCK:
+                _UNDER_WAY.discard(threading.current_thread())
 
     def _join(self) -> None:
         if self._thread is not None:

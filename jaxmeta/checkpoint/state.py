@@ -19,7 +19,7 @@ from google.protobuf import text_format
 
 from jaxmeta import errors
 from jaxmeta._proto.checkpoint_pb2 import CheckpointState
-from jaxmeta.checkpoint import atomic, layout
+from jaxmeta.checkpoint import atomic, background, layout
 from jaxmeta.checkpoint.atomic import StrPath
 
 _DEFAULT_FILENAME: Final = "checkpoint"
@@ -119,12 +119,15 @@ def get_checkpoint_state(
 ) -> CheckpointState | None:
     """Returns the state of a directory, its relative paths joined to the directory.
 
+    What this process is saving counts: it waits for that.
+
     Returns:
         None where there is no state file, or where it cannot be read; the latter is logged.
 
     Raises:
         CheckpointError: the file names no latest checkpoint.
     """
+    background.wait_for_saves()
     path = _state_path(checkpoint_dir, latest_filename)
     if not os.path.exists(path):
         return None
@@ -252,7 +255,11 @@ def _is_directory(prefix: str) -> bool:
 
 
 def data_file(prefix: str) -> str | None:
-    """Returns the file or directory by which a checkpoint is known; of sharded files, one."""
+    """Returns the file or directory by which a checkpoint is known; of sharded files, one.
+
+    It waits for what this process saves.
+    """
+    background.wait_for_saves()
     if os.path.isfile(f"{prefix}.index"):
         return f"{prefix}.index"
     if _is_directory(prefix):

@@ -30,6 +30,24 @@ from jaxmeta.tracing.dimensions import Size
 _EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
+# What computes with sizes for other ends too, and is folded only where a shape is made of it.
+_FOLDED_AT_NEED: Final = frozenset(
+    {
+        "Equal",
+        "Fill",
+        "Greater",
+        "GreaterEqual",
+        "Less",
+        "LessEqual",
+        "LogicalAnd",
+        "Range",
+        "Select",
+        "SelectV2",
+    }
+)
+_MAKE_SHAPES: Final = frozenset({"DynamicStitch"})
+_SWITCHES: Final = frozenset({"Switch", "RefSwitch", "Enter", "RefEnter"})
+NEXT_ITERATION: Final = ordering.NEXT_ITERATION
 _FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -129,6 +147,7 @@ class Library:
         self._defs = functions
         self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
+        self._with_values: dict[str, bool] = {}
 
     def __getitem__(self, name: str) -> Function:
         """Returns a function.
@@ -152,9 +171,38 @@ class Library:
         """Returns the functions for given sizes of the dimensions that they take."""
         return _SizedLibrary(self, known)
 
+    def calls_need_values(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether a node calls a function with an op that cannot be traced."""
+        return any(map(self._needs_values, _functions_called(node)))
+
+    def _needs_values(self, name: str) -> bool:
+        known = self._with_values.get(name)
+        if known is not None:
+            return known
+        function = self._defs.get(name)
+        if function is None:
+            return False
+        self._with_values[name] = False  # for one that calls itself
+        found = self._with_values[name] = any(
+            (node.op in _definition.KERNELS and _definition.KERNELS[node.op].needs_values)
+            or self.calls_need_values(node)
+            for node in function.node_def
+        )
+        return found
+
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
+
+
+def _functions_called(node: graph_pb2.NodeDef) -> list[str]:
+    """Returns the names of the functions that a node's attrs and its op say."""
+    names = [node.op]
+    for attr in node.attr.values():
+        if attr.HasField("func"):
+            names.append(attr.func.name)
+        names.extend(func.name for func in attr.list.func)
+    return names
 
 
 class _SizedLibrary(dict[str, Function]):
@@ -186,8 +234,10 @@ class _Planner:
         self.unfed: dict[str, None] = {}
         self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
         self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
+        self.at_need: set[int] = set()  # those of them that are folded only for shapes
         self.references: set[int] = set()
         self.is_host = False
+        self.needs_values = False
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -225,11 +275,20 @@ class _Planner:
         env = self.env
         self._fold_inputs(node, kernel, inputs)
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
-            run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
+            if op in _FOLDED_AT_NEED and self.sizes.union(self.foldable).issuperset(inputs):
+                self.foldable[len(env)] = len(self.steps)
+                self.at_need.add(len(env))
+                run = sizes.folding(None, run, kernel.static)
+            else:
+                run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
             self.foldable[len(env)] = len(self.steps)
+            if op in _FOLDED_AT_NEED or not self.at_need.isdisjoint(inputs):
+                self.at_need.add(len(env))
         if kernel.is_host:
             self.is_host = True
+        if kernel.needs_values or self._library.calls_need_values(node):
+            self.needs_values = True
         if kernel.has_references or self.references:
             kernel, run = self._dereference(node, kernel, run, inputs, len(env))
         if len(refs) == 1:
@@ -292,6 +351,21 @@ class _Planner:
             elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
                 self.foldable[place] = _NO_STEP
 
+    def add_constant_step(self, node: graph_pb2.NodeDef, ref: str) -> None:
+        """Makes a constant a step, because it lies in a branch that may not be taken."""
+        value = self.env[self.places[ref]]
+        place = self.add_place(ref)
+        self.steps.append((lambda: value, [], place, (), _PLAIN_KERNEL, node))
+
+    def move_inputs(self, moved: Mapping[int, int]) -> None:
+        """Gives steps other places for inputs that were not known when they were added."""
+        if not moved:
+            return
+        for index, (run, places, output, outputs, kernel, node) in enumerate(self.steps):
+            if not moved.keys().isdisjoint(places):
+                places = [moved.get(place, place) for place in places]
+                self.steps[index] = (run, places, output, outputs, kernel, node)
+
     def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
         place = self.places.get(ref)
         if place is None:
@@ -316,7 +390,7 @@ class _Planner:
         if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
             # Its inputs are not where they are without sizes before them.
             return dataclasses.replace(kernel, static=frozenset())
-        return kernel
+        return _with_static_lists(node, kernel) if kernel.static else kernel
 
     def _bind_kernel(
         self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
@@ -359,8 +433,11 @@ class _Planner:
         """
         if node.op in _definition.HOST_KERNELS and not self.sizes.isdisjoint(inputs):
             needed: Iterable[int] = inputs
+            if node.op not in _MAKE_SHAPES:
+                needed = [place for place in inputs if place not in self.at_need]
         else:
-            needed = [inputs[index] for index in kernel.static if index < len(inputs)]
+            needed = []
+        needed = [*needed, *(inputs[i] for i in kernel.static if i < len(inputs))]
         for place in needed:
             self._fold(place)
 
@@ -461,6 +538,7 @@ class _Planner:
             results,
             references=frozenset(self.references.intersection(results)),
             is_host=self.is_host,
+            needs_values=self.needs_values,
         )
 
     def _array_place(self, place: int) -> int:
@@ -471,6 +549,20 @@ class _Planner:
         self.env.append(None)
         self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
         return new
+
+
+def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
+    """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
+    op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None
+    if op_def is None or not any(arg.number_attr for arg in op_def.input_arg):
+        return kernel
+    static: list[int] = []
+    first = 0
+    for index, (_, count) in enumerate(op_defs.input_names(op_def, node)):
+        if index in kernel.static:
+            static.extend(range(first, first + count))
+        first += count
+    return dataclasses.replace(kernel, static=frozenset(static))
 
 
 # What a step needs to know of its kernel where the op table has none.
@@ -584,12 +676,22 @@ def plan_graph(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
     refs = _graph_refs(library)
-    for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed):
+    ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed)
+    is_dataflow = any(node.op in _SWITCHES for node in ordered)
+    backs = {
+        f"{node.name}:0": planner.add_place(f"{node.name}:0")
+        for node in ordered
+        if node.op in NEXT_ITERATION
+    }
+    for node in ordered:
         if node.name in fully_fed:
             continue
         kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}
         planner.add_node(node, refs)
         planner.places.update(kept)
+        if is_dataflow and node.op == "Const" and node.input:
+            planner.add_constant_step(node, f"{node.name}:0")
+    planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
     results = [planner.places[_canonical(name)] for name in fetches]
     return planner.finish(arguments, results)
 

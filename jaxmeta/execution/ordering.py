@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Final
 
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
+
+# What leads back to the beginning of a loop, whose Merge runs before it.
+NEXT_ITERATION: Final = frozenset({"NextIteration", "RefNextIteration"})
+_MERGES: Final = frozenset({"Merge", "RefMerge"})
 
 
 def sort_nodes(
@@ -23,13 +28,14 @@ def sort_nodes(
         given: names that are no nodes: a function's arguments.
 
     Raises:
-        GraphError: an input is missing, or the nodes form a cycle.
+        GraphError: an input is missing, or the nodes form a cycle that is no loop.
     """
     ordered: list[graph_pb2.NodeDef] = []
     state: dict[str, bool] = {}  # False while its inputs are being visited, then True
     stack = [(name, False) for name in reversed(list(wanted))]
-    while stack:
-        name, is_ready = stack.pop()
+    backs: list[str] = []
+    while stack or backs:
+        name, is_ready = stack.pop() if stack else (backs.pop(), False)
         if is_ready:
             state[name] = True
             ordered.append(nodes[name])
@@ -42,8 +48,12 @@ def sort_nodes(
         stack.append((name, True))
         if name in stop_at:
             continue
+        is_merge = nodes[name].op in _MERGES
         for ref in reversed(nodes[name].input):
             producer = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
+            if is_merge and producer in nodes and nodes[producer].op in NEXT_ITERATION:
+                backs.append(producer)
+                continue
             if producer not in state:
                 stack.append((producer, False))
             elif not state[producer] and producer in nodes:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
 from jaxmeta.ops import _definition
 
+# Before the name of a random op, under which the state counts its runs.
+COUNTER_PREFIX: Final = "_runs_of/"
 _SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 
 
@@ -63,6 +66,8 @@ class State:
         try:
             return self.values[name]
         except KeyError:
+            if name.startswith(COUNTER_PREFIX):
+                return jnp.zeros((), np.uint32)
             raise uninitialized(name) from None
 
     def is_initialized(self, name: str) -> bool:
@@ -74,6 +79,13 @@ class State:
         """Gives a variable a value."""
         self.values[name] = value
         self.written[name] = None
+
+    def count(self, name: str) -> Any:
+        """Returns how often this was asked for the name, in this run and those before."""
+        counter = COUNTER_PREFIX + name
+        count = self.read(counter)
+        self.write(counter, count + np.uint32(1))
+        return count
 
 
 def uninitialized(name: str) -> errors.GraphError:
@@ -108,6 +120,7 @@ class Plan:
         *,
         references: frozenset[int] = frozenset(),
         is_host: bool = False,
+        needs_values: bool = False,
     ) -> None:
         """Takes the parts of a plan.
 
@@ -118,6 +131,7 @@ class Plan:
             results: the places of what it returns.
             references: the results that are references to variables.
             is_host: whether some steps work on strings, queues or files, outside jit.
+            needs_values: whether some steps cannot be traced, so that all run op by op.
         """
         self.initial = initial
         self.arguments = tuple(arguments)
@@ -125,6 +139,7 @@ class Plan:
         self.results = tuple(results)
         self.references = references
         self.is_host = is_host
+        self.needs_values = needs_values
 
     def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
         """Runs all steps and returns the results.

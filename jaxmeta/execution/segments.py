@@ -65,6 +65,13 @@ class HostState:
         """Gives a variable a value."""
         self.changes[name] = value
 
+    def count(self, name: str) -> Any:
+        """Returns how often this was asked for the name, in this run and those before."""
+        counter = plans.COUNTER_PREFIX + name
+        count = self.read(counter) if self.is_initialized(counter) else np.uint32(0)
+        self.write(counter, count + np.uint32(1))
+        return count
+
 
 @dataclasses.dataclass(slots=True)
 class _Part:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, executor, fetches, plans, segments
+from jaxmeta.execution import compiling, dataflow, executor, fetches, plans, segments
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -269,10 +269,11 @@ class Session:
             )
         if hasattr(value, "dtype"):
             return value if hasattr(value, "shape") else np.asarray(value)
-        dtype = self._tensor(name).dtype
         try:
-            array = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError):
+            array = np.asarray(value, dtype=self._tensor(name).dtype)
+        except OverflowError as error:
+            raise errors.FeedTypeError(f"{name}: cannot be fed {value!r}: {error}") from None
+        except (TypeError, ValueError):  # also of a resource, which has no dtype
             return np.asarray(value)  # reported with the other feeds
         if array.dtype.kind in "iu" and np.asarray(value).dtype.kind == "f":
             return np.asarray(value)  # the same: TensorFlow cuts no fractions off
@@ -330,7 +331,7 @@ class Session:
             nodes, self._library, list(prepared.feed_names), tensors, operations
         )
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
-        if plan.is_host or strings:
+        if plan.is_host or plan.needs_values or strings:
             return self._host_runner(plan, fetched, strings)
         return self._device_runner(plan, fetched)
 
@@ -356,7 +357,11 @@ class Session:
     def _host_runner(
         self, plan: plans.Plan, fetched: Sequence[str], strings: Sequence[int]
     ) -> _Runner:
-        segmented = segments.SegmentedPlan(plan, self._library, strings)
+        segmented = (
+            dataflow.DataflowPlan(plan, self._library)
+            if plan.needs_values
+            else segments.SegmentedPlan(plan, self._library, strings)
+        )
 
         def run(values: list[Any], options: Any) -> list[Any]:
             for index in strings:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxmeta import dtypes, errors, naming, specs, values
-from jaxmeta.graphs import elementary, nodes, staging
+from jaxmeta.graphs import elementary, function_library, nodes, staging
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Tensor, Variable
 from jaxmeta.graphs.nodes import Edge
@@ -52,7 +52,7 @@ def call(
         result_name = scope if scope_name else ""
         named, added = staging.inline(target, staged, outputs, refs, result_name, known)
         # A node that was there already needs none of the functions that another would call.
-        tracing.staged[:] = staging.called_functions(added, tracing.staged)
+        tracing.staged[:] = function_library.reached_functions(added, tracing.staged)
         tracing.commit(what)
     specs_out, tree = jax.tree.flatten(result)
     made = [_result(target, ref, spec) for ref, spec in zip(named, specs_out, strict=True)]

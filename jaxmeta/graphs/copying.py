@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import message
@@ -36,7 +36,7 @@ def rebuild(
     mover = Mover(made, rename_nodes or renaming.Renaming("", {}), set(nodes))
     functions: Sequence[graph_pb2.FunctionDef] = list(target.functions.values())
     if less:
-        functions = _reached_functions(nodes.values(), target.functions)
+        functions = function_library.reached_functions(nodes.values(), functions)
     for function in functions:
         made.add_function(function)
     moved = [mover.node(node) for node in nodes.values()]
@@ -49,19 +49,6 @@ def rebuild(
     if saver_def is not None and saver_def.restore_op_name in nodes:
         made.saver_def = mover.proto(saver_def)
     return made
-
-
-def _reached_functions(
-    nodes: Iterable[graph_pb2.NodeDef], library: Mapping[str, graph_pb2.FunctionDef]
-) -> list[graph_pb2.FunctionDef]:
-    found: set[str] = set()
-    pending = [name for node in nodes for name in function_library.functions_named_by(node)]
-    while pending:
-        name = pending.pop()
-        if name in library and name not in found:
-            found.add(name)
-            pending.extend(function_library.functions_named_in(library[name]))
-    return [function for name, function in library.items() if name in found]
 
 
 class Mover:

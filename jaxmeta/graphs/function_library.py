@@ -6,7 +6,7 @@ link backwards, and by the gradients of the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from jaxmeta import op_defs
@@ -67,6 +67,21 @@ def functions_named_by(node: graph_pb2.NodeDef) -> Iterator[str]:
     """Yields the names of functions that a node refers to, and of its op."""
     yield node.op
     yield from _named_in_attrs(node.attr)
+
+
+def reached_functions(
+    nodes: Iterable[graph_pb2.NodeDef], functions: Sequence[graph_pb2.FunctionDef]
+) -> list[graph_pb2.FunctionDef]:
+    """Returns those of the functions that nodes refer to, or the functions that these refer to."""
+    by_name = {function.signature.name: function for function in functions}
+    found: set[str] = set()
+    pending = [name for node in nodes for name in functions_named_by(node)]
+    while pending:
+        name = pending.pop()
+        if name in by_name and name not in found:
+            found.add(name)
+            pending.extend(functions_named_in(by_name[name]))
+    return [function for function in functions if function.signature.name in found]
 
 
 def _named_in_attrs(attrs: Mapping[str, graph_pb2.AttrValue]) -> Iterator[str]:

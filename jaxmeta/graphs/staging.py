@@ -271,28 +271,3 @@ def _rename_calls(node: graph_pb2.NodeDef, renamed: Mapping[str, str]) -> None:
 def _named_functions(value: graph_pb2.AttrValue) -> list[graph_pb2.NameAttrList]:
     """Returns the parts of an attr that name functions."""
     return [value.func] if value.WhichOneof("value") == "func" else list(value.list.func)
-
-
-def called_functions(
-    live: Sequence[graph_pb2.NodeDef], functions: Sequence[graph_pb2.FunctionDef]
-) -> list[graph_pb2.FunctionDef]:
-    """Returns those of the functions that nodes name, or the functions that these name."""
-    by_name = {function.signature.name: function for function in functions}
-    found: set[str] = set()
-    pending = list(live)
-    while pending:
-        for name in _names_in(pending.pop()):
-            if name in by_name and name not in found:
-                found.add(name)
-                pending.extend(by_name[name].node_def)
-    return [function for function in functions if function.signature.name in found]
-
-
-def _names_in(node: graph_pb2.NodeDef) -> list[str]:
-    """Returns what in a node may be the name of a function; links back are strings."""
-    names = [node.op]
-    for value in node.attr.values():
-        names.append(value.func.name)
-        names.extend(function.name for function in value.list.func)
-        names.extend(text.decode(errors="replace") for text in (value.s, *value.list.s))
-    return names

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pool, message, text_format
 
 from jaxmeta import errors
 from jaxmeta._proto import meta_graph_pb2
-from jaxmeta.checkpoint import atomic
+from jaxmeta.checkpoint import atomic, background
 from jaxmeta.pausing import paused_gc
 
 # Version 1, 2026-11: the first. Signatures are PartitionedCall nodes with `_jax_*` attrs; trees are
@@ -47,12 +47,13 @@ def write_proto(proto: message.Message, filename: str | os.PathLike[str], as_tex
 
 
 def read_meta_graph_file(filename: str | os.PathLike[str]) -> meta_graph_pb2.MetaGraphDef:
-    """Returns the MetaGraphDef in a file, binary or text.
+    """Returns the MetaGraphDef in a file, binary or text; waits for what this process saves.
 
     Raises:
         UnreadableFileError: the file is missing, empty, truncated or corrupt, or neither kind; a
             FormatError, and an OSError as in TensorFlow.
     """
+    background.wait_for_saves()
     path = os.fspath(filename)
     try:
         content = pathlib.Path(path).read_bytes()

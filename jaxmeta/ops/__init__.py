@@ -1,6 +1,7 @@
 """The op table: importing this package fills it, one family of ops a module."""
 
 from jaxmeta.ops import arithmetic as arithmetic
+from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
 from jaxmeta.ops import casts as casts
@@ -8,11 +9,14 @@ from jaxmeta.ops import collectives as collectives
 from jaxmeta.ops import comparison as comparison
 from jaxmeta.ops import control_flow as control_flow
 from jaxmeta.ops import conv as conv
+from jaxmeta.ops import conv_gradients as conv_gradients
 from jaxmeta.ops import creation as creation
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
+from jaxmeta.ops import dataflow as dataflow
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
+from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather
@@ -20,6 +24,7 @@ from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
+from jaxmeta.ops import nn as nn
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
@@ -38,5 +43,9 @@ from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
 from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
+from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
+from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
+from jaxmeta.ops import tensorflow_random as tensorflow_random
+from jaxmeta.ops import training as training
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients

@@ -146,6 +146,7 @@ class Kernel:
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
             the handles that its variable's node gives, and are returned as these.
+        needs_values: whether it cannot be traced, so that the whole plan runs op by op.
     """
 
     run: Callable[..., Any]
@@ -157,6 +158,7 @@ class Kernel:
     must_be_fed: bool = False
     gives_sizes: bool = False
     has_references: bool = False
+    needs_values: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -277,6 +279,7 @@ def kernel(
     is_host: bool = False,
     must_be_fed: bool = False,
     gives_sizes: bool = False,
+    needs_values: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -289,6 +292,7 @@ def kernel(
         is_host: see `Kernel`.
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
+        needs_values: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -300,7 +304,10 @@ def kernel(
                 raise TypeError(f"op {op!r} has a kernel already")
             made = _make_kernel(fn, op, static, is_host)
             KERNELS[op] = dataclasses.replace(
-                made, must_be_fed=must_be_fed, gives_sizes=gives_sizes
+                made,
+                must_be_fed=must_be_fed,
+                gives_sizes=gives_sizes,
+                needs_values=needs_values,
             )
         return fn
 
@@ -411,6 +418,11 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
     )
+
+
+def run_kernel(op: str, *inputs: Any, **attrs: Any) -> Any:
+    """Returns what the kernel of another op gives."""
+    return KERNELS[op].run(*inputs, **attrs)
 
 
 def is_jax_array(value: Any) -> bool:

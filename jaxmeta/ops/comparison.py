@@ -65,7 +65,15 @@ def _select_by_index(which: jax.Array, *cases: jax.Array) -> jax.Array:
     return result
 
 
-@kernel("SelectV2", "Select")
+@kernel("Select")
+def select_rows(condition: Any, t: Any, e: Any) -> Any:
+    """Selects elements, or whole rows where the condition is a vector and the others are not."""
+    if condition.ndim == 1 and t.ndim > 1:
+        condition = jnp.reshape(condition, (-1,) + (1,) * (t.ndim - 1))
+    return select(condition, t, e)
+
+
+@kernel("SelectV2")
 def select(condition: Any, t: Any, e: Any) -> Any:
     if not condition.shape or condition.shape == t.shape == e.shape:
         return lax.select_n(condition, e, t)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
+from jaxmeta.ops._dataflow_values import TensorList
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -24,7 +25,6 @@ from jaxmeta.ops._definition import (
     example,
     f32,
     i32,
-    is_jax_array,
     kernel,
     lowering,
     restores,
@@ -114,7 +114,7 @@ def stateless_while(
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
-    if not all(map(_is_array, input)):
+    if not all(map(_is_array, input)) or _changes_shapes(body, input):
         return _run_while(None, cond, body, input)
     split = _jax_cond_nconsts
     num_consts = split + _jax_body_nconsts
@@ -273,7 +273,7 @@ def if_kernel(state: Any, cond: Any, *input: Any, then_branch: Any, else_branch:
 
 def _run_case(state: Any, index: Any, operands: Sequence[Any], branches: Sequence[Any]) -> Any:
     last = len(branches) - 1
-    if not is_jax_array(index):  # the other branches may not even fit the shapes
+    if not isinstance(index, jax.core.Tracer):  # the other branches may not even fit the shapes
         chosen = int(index) if 0 <= index <= last else last
         return branches[chosen](*operands, state=state)
     names = _written_names(state, branches, operands)
@@ -295,7 +295,27 @@ def while_kernel(state: Any, *input: Any, cond: Any, body: Any) -> list[Any]:
     return _run_while(state, cond, body, input)
 
 
+def _changes_shapes(body: Any, operands: Sequence[Any]) -> bool:
+    """Returns whether a loop on values returns arrays of other shapes, which JAX's loops cannot."""
+    if any(isinstance(x, jax.core.Tracer) or not _is_array(x) for x in operands):
+        return False
+    results = jax.eval_shape(lambda: body(*operands))
+    return [np.shape(x) for x in operands] != [x.shape for x in jax.tree.leaves(results)]
+
+
+def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
+    """Runs a loop that fills lists, whose lengths only values say."""
+    results = list(operands)
+    while bool(_as_predicate(cond(*results, state=state)[0])):
+        results = list(body(*results, state=state))
+    return results
+
+
 def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
+    if any(isinstance(operand, TensorList) for operand in operands) or _changes_shapes(
+        functools.partial(body, state=_fork(state)), operands
+    ):
+        return _run_on_values(state, cond, body, operands)
     names = _written_names(state, [cond, body], operands)
     leaves, treedef = jax.tree.flatten(list(operands))
     places = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]

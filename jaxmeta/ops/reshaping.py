@@ -197,4 +197,4 @@ example(lambda x: jnp.tile(x, (2, 3)), f32(2, 3))
 
 @kernel("ExpandDims", static=("dim",))
 def expand_dims(input: Any, dim: np.ndarray[Any, Any]) -> Any:
-    return lax.expand_dims(input, (int(dim),))
+    return lax.expand_dims(input, (int(dim.item()),))

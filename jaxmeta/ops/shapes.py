@@ -106,7 +106,7 @@ def squeeze_sizes(input: Any, *, squeeze_dims: tuple[int, ...]) -> Any:
 
 @on_host("ExpandDims")
 def expand_sizes(input: Any, dim: Any) -> Any:
-    return np.expand_dims(input, int(dim))
+    return np.expand_dims(input, int(dim.item()))
 
 
 @on_host("GatherV2")

@@ -6,20 +6,13 @@ state, which kernels with a first parameter ``state`` read and write.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Handle:
-    """What a VarHandleOp gives: the name under which the state holds the value."""
-
-    name: str
+from jaxmeta.ops._handles import Handle, check_shape
 
 
 @kernel("VarHandleOp")
@@ -77,7 +70,7 @@ def variable(*, shared_name: bytes, node_name: str) -> Handle:
 @kernel("Assign")
 def assign(state: Any, ref: Handle, value: Any, *, validate_shape: bool) -> Handle:
     if validate_shape and state.is_initialized(ref.name):
-        _check_shape(ref, np.shape(state.read(ref.name)), value)
+        check_shape(ref, np.shape(state.read(ref.name)), value)
     state.write(ref.name, value)
     return ref
 
@@ -113,19 +106,11 @@ def assign_sub_variable_op(state: Any, resource: Handle, value: Any) -> tuple[()
 
 def _add(state: Any, variable: Handle, value: Any) -> None:
     old = state.read(variable.name)
-    _check_shape(variable, np.shape(old), value)
+    check_shape(variable, np.shape(old), value)
     state.write(variable.name, old + value)
 
 
 def _subtract(state: Any, variable: Handle, value: Any) -> None:
     old = state.read(variable.name)
-    _check_shape(variable, np.shape(old), value)
+    check_shape(variable, np.shape(old), value)
     state.write(variable.name, old - value)
-
-
-def _check_shape(variable: Handle, shape: Any, value: Any) -> None:
-    if tuple(shape) != np.shape(value):
-        raise errors.InvalidArgumentError(
-            f"the variable {variable.name!r} has shape {list(shape)}, "
-            f"it was given {list(np.shape(value))}"
-        )

@@ -186,7 +186,7 @@ def reshape(tensor: Any, shape: Any) -> Any:
 
 @string_kernel("ExpandDims")
 def expand_dims(input: Any, dim: Any) -> Any:
-    return np.expand_dims(input, int(dim))
+    return np.expand_dims(input, int(np.asarray(dim).item()))
 
 
 @string_kernel("Squeeze")

@@ -35,8 +35,9 @@ _WRITERS: Final[dict[str, type[BackgroundWriter]]] = {
 class Saver:
     """Saves a graph and its variables as ``model-N.meta``, ``model-N`` and ``checkpoint``.
 
-    Saving runs in the background; `wait_until_finished`, the next save, and the end of the process
-    wait for it. A process that is killed at any moment leaves the former checkpoint whole.
+    Saving runs in the background; `wait_until_finished`, the next save, the end of the process, and
+    all of jaxmeta that reads a checkpoint or a ``.meta`` file wait for it. A process that is killed
+    at any moment leaves the former checkpoint whole.
 
     The arguments up to ``filename`` are those of ``tf.train.Saver``.
 

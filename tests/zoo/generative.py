@@ -184,7 +184,7 @@ class UNet(nn.Module):
                 x = nn.Conv(self.width * multiplier, (3, 3), strides=2)(x)
                 skips.append(x)
         flat = nn.GroupNorm(2)(x).reshape(x.shape[0], -1, x.shape[-1])
-        x = x + nn.SelfAttention(num_heads=2)(flat).reshape(x.shape)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(flat).reshape(x.shape)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.depth + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
