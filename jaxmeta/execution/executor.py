@@ -7,48 +7,24 @@ Nothing here knows an op by name; what is special about an op stands in its kern
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, op_defs, shardings, values
+from jaxmeta import errors, naming, op_defs, shardings
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import ordering
+from jaxmeta.execution.planning import Planner, UnknownInput
+from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
 from jaxmeta.execution.plans import State as State
-from jaxmeta.execution.plans import Step
 from jaxmeta.ops import _definition
-from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
+from jaxmeta.tracing import sizes
 from jaxmeta.tracing.dimensions import Size
 
-_EMPTY: Final = inspect.Parameter.empty
-_MOST_SIZES: Final = 32  # as many as an array has axes
-_NO_STEP: Final = -1
-# What computes with sizes for other ends too, and is folded only where a shape is made of it.
-_FOLDED_AT_NEED: Final = frozenset(
-    {
-        "Equal",
-        "Fill",
-        "Greater",
-        "GreaterEqual",
-        "Less",
-        "LessEqual",
-        "LogicalAnd",
-        "Range",
-        "Select",
-        "SelectV2",
-    }
-)
-_MAKE_SHAPES: Final = frozenset({"DynamicStitch"})
-_SWITCHES: Final = frozenset({"Switch", "RefSwitch", "Enter", "RefEnter"})
 NEXT_ITERATION: Final = ordering.NEXT_ITERATION
-_FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
 class Function:
@@ -218,372 +194,6 @@ class _SizedLibrary(dict[str, Function]):
 # --- planning --------------------------------------------------------------------------------
 
 
-class _UnknownInput(errors.GraphError):
-    """A node's input is not among the nodes before it."""
-
-
-class _Planner:
-    """Makes the steps of one plan; holds the places of the tensors met so far."""
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-        self.places: dict[str, int] = {}
-        self.env: list[Any] = []
-        self.steps: list[Step] = []
-        self.unsupported: dict[str, None] = {}
-        self.unfed: dict[str, None] = {}
-        self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
-        self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
-        self.at_need: set[int] = set()  # those of them that are folded only for shapes
-        self.references: set[int] = set()
-        self.is_host = False
-        self.needs_values = False
-
-    def add_place(self, name: str, value: Any = None) -> int:
-        """Returns a new place for a tensor, filled with a value that is known already."""
-        place = len(self.env)
-        self.env.append(value)
-        self.places[name] = place
-        return place
-
-    def add_node(
-        self, node: graph_pb2.NodeDef, output_refs: Callable[[graph_pb2.NodeDef], list[str]]
-    ) -> None:
-        """Adds the step of a node.
-
-        Raises:
-            _UnknownInput: an input was not added before.
-        """
-        op = node.op
-        if op == "Const":
-            self._add_constant(node, output_refs(node)[0])
-            return
-        kernel = self._kernel(node, op)
-        if kernel.must_be_fed:
-            self.unfed[node.name] = None
-        places = self.places
-        inputs = []
-        for ref in node.input:
-            place = places.get(ref)
-            if place is None:
-                if ref[0] == "^":
-                    continue
-                place = self._place(node, ref)
-            inputs.append(place)
-        refs = output_refs(node)
-        run = self._bind_kernel(node, kernel, len(refs))
-        env = self.env
-        self._fold_inputs(node, kernel, inputs)
-        if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
-            if op in _FOLDED_AT_NEED and self.sizes.union(self.foldable).issuperset(inputs):
-                self.foldable[len(env)] = len(self.steps)
-                self.at_need.add(len(env))
-                run = sizes.folding(None, run, kernel.static)
-            else:
-                run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
-        elif node.op in _definition.HOST_KERNELS and self.foldable.keys() >= set(inputs):
-            self.foldable[len(env)] = len(self.steps)
-            if op in _FOLDED_AT_NEED or not self.at_need.isdisjoint(inputs):
-                self.at_need.add(len(env))
-        if kernel.is_host:
-            self.is_host = True
-        if kernel.needs_values or self._library.calls_need_values(node):
-            self.needs_values = True
-        if kernel.has_references or self.references:
-            kernel, run = self._dereference(node, kernel, run, inputs, len(env))
-        if len(refs) == 1:
-            output = places[refs[0]] = len(env)
-            env.append(None)
-            self.steps.append((run, inputs, output, (), kernel, node))
-        else:
-            outputs = [self.add_place(ref) for ref in refs]
-            self.steps.append((run, inputs, -1, outputs, kernel, node))
-
-    def _dereference(
-        self,
-        node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
-        run: Callable[..., Any],
-        inputs: Sequence[int],
-        first_output: int,
-    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
-        """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
-
-        An op that takes references gets them as they are.
-        """
-        taken: list[int] = []
-        if kernel.has_references:
-            op_def = op_defs.get_op_def(node.op)
-            taken = op_defs.input_dtypes(op_def, node)
-            for index, number in enumerate(op_defs.output_dtypes(op_def, node)):
-                if dtypes.is_reference(number):
-                    self.references.add(first_output + index)
-        read = [
-            index
-            for index, place in enumerate(inputs)
-            if place in self.references and not (taken and dtypes.is_reference(taken[index]))
-        ]
-        if not read:
-            return kernel, run
-        is_stateful = kernel.is_stateful
-
-        def run_on_values(state: State, *values: Any) -> Any:
-            known = list(values)
-            for index in read:
-                known[index] = state.read(known[index].name)
-            return run(state, *known) if is_stateful else run(*known)
-
-        return dataclasses.replace(kernel, is_stateful=True), run_on_values
-
-    def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
-        attr = node.attr
-        value = values.tensor_from_proto(attr["value"].tensor)
-        if _definition.CAPTURED_ATTR in attr:
-            self.add_place(name, jnp.asarray(value))
-        elif _definition.WEAK_TYPE_ATTR in attr:
-            place = self.add_place(name)
-            make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
-            self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
-        else:
-            place = self.add_place(name, value)
-            if value.dtype == object:
-                self.is_host = True
-            elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
-                self.foldable[place] = _NO_STEP
-
-    def add_constant_step(self, node: graph_pb2.NodeDef, ref: str) -> None:
-        """Makes a constant a step, because it lies in a branch that may not be taken."""
-        value = self.env[self.places[ref]]
-        place = self.add_place(ref)
-        self.steps.append((lambda: value, [], place, (), _PLAIN_KERNEL, node))
-
-    def move_inputs(self, moved: Mapping[int, int]) -> None:
-        """Gives steps other places for inputs that were not known when they were added."""
-        if not moved:
-            return
-        for index, (run, places, output, outputs, kernel, node) in enumerate(self.steps):
-            if not moved.keys().isdisjoint(places):
-                places = [moved.get(place, place) for place in places]
-                self.steps[index] = (run, places, output, outputs, kernel, node)
-
-    def _place(self, node: graph_pb2.NodeDef, ref: str) -> int:
-        place = self.places.get(ref)
-        if place is None:
-            place = self.places.get(f"{ref}:0" if ":" not in ref else ref.removesuffix(":0"))
-        if place is None:
-            raise _UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
-        return place
-
-    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _definition.Kernel:
-        attr = node.attr
-        kernel = None
-        if _definition.PRIMITIVE_ATTR in attr:
-            primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
-            kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
-        if kernel is None:
-            kernel = _definition.KERNELS.get(op)
-        if kernel is None:
-            if self._library.definition(op) is not None:
-                return _CALL_KERNEL
-            self.unsupported[f"{op}  (node {node.name!r})"] = None
-            return _PLAIN_KERNEL
-        if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
-            # Its inputs are not where they are without sizes before them.
-            return dataclasses.replace(kernel, static=frozenset())
-        return _with_static_lists(node, kernel) if kernel.static else kernel
-
-    def _bind_kernel(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
-    ) -> Callable[..., Any]:
-        """Returns what a step runs: the kernel with the node's attrs."""
-        if kernel is _CALL_KERNEL:
-            return self._library[node.op].call_with_state
-        if kernel is _PLAIN_KERNEL:
-            return _refuse
-        run, attr = kernel.run, node.attr
-        if dimension_nodes.DIMENSIONS_ATTR in attr:
-            names = values.attr_from_proto(attr[dimension_nodes.DIMENSIONS_ATTR])
-            has_symbolic = _definition.SYMBOLIC_ATTR in attr
-            symbolic = attr[_definition.SYMBOLIC_ATTR].list.s if has_symbolic else ()
-            return sizes.sized(
-                run,
-                self._keywords(node, kernel),
-                [name.decode() for name in names],
-                frozenset(name.decode() for name in symbolic),
-                sizes.num_inputs_before_operands(node.op),
-                num_outputs,
-            )
-        return self.with_attrs(node, kernel)
-
-    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
-        """Returns a kernel as a function of arrays alone, with the attrs of a node."""
-        run = kernel.run
-        if not (kernel.attrs or kernel.injected):
-            return run
-        keywords = self._keywords(node, kernel)
-        return lambda *inputs: run(*inputs, **keywords)
-
-    def _fold_inputs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, inputs: Sequence[int]
-    ) -> None:
-        """Makes inputs sizes that are computed of constants, where the node needs them as such.
-
-        TensorFlow writes such arithmetic where a shape is made of numbers; elsewhere it stays
-        among the computations, where JAX has it.
-        """
-        if node.op in _definition.HOST_KERNELS and not self.sizes.isdisjoint(inputs):
-            needed: Iterable[int] = inputs
-            if node.op not in _MAKE_SHAPES:
-                needed = [place for place in inputs if place not in self.at_need]
-        else:
-            needed = []
-        needed = [*needed, *(inputs[i] for i in kernel.static if i < len(inputs))]
-        for place in needed:
-            self._fold(place)
-
-    def _fold(self, place: int) -> None:
-        index = self.foldable.get(place, _NO_STEP)
-        if index == _NO_STEP or place in self.sizes:
-            return
-        run, places, output, outputs, kernel, node = self.steps[index]
-        for earlier in places:
-            self._fold(earlier)
-        run = self._with_sizes(node, kernel, run, [place])
-        self.steps[index] = (run, places, output, outputs, kernel, node)
-
-    def _with_sizes(
-        self,
-        node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
-        run: Callable[..., Any],
-        places: Iterable[int],
-    ) -> Callable[..., Any]:
-        """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
-        attr = node.attr
-        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
-        host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
-        if kernel.gives_sizes or host is not None:
-            self.sizes.update(places)
-        if kernel.gives_sizes or kernel.is_stateful or dimension_nodes.DIMENSIONS_ATTR in attr:
-            return run
-        on_host = self.with_attrs(node, host) if host is not None else None
-        return sizes.folding(on_host, run, kernel.static)
-
-    def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
-        keywords: dict[str, Any] = {}
-        attr = node.attr
-        for argument, name, default in kernel.attrs:
-            if name in attr:
-                keywords[argument] = self._plain(values.attr_from_proto(attr[name]))
-            elif default is not _EMPTY:
-                keywords[argument] = default
-            else:
-                keywords[argument] = self._attr_default(node, name)
-        for name in kernel.injected:
-            keywords[name] = self._injected(node, name)
-        return keywords
-
-    def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        if name == _definition.LIBRARY:
-            return self._library
-        return node.name if name == _definition.NODE_NAME else self._called_function(node)
-
-    def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        default = None
-        if op_defs.has_op(node.op) and not name.startswith("_"):
-            default = op_defs.attr_default(op_defs.get_op_def(node.op), name)
-        if default is None:
-            raise errors.AttrError(
-                f"node {node.name!r} ({node.op}): the attr {name!r} is missing and has no default"
-            )
-        return self._plain(values.attr_from_proto(default))
-
-    def _plain(self, value: Any) -> Any:
-        """Turns names of functions into functions."""
-        if isinstance(value, values.FunctionRef):
-            return self._library[value]
-        if isinstance(value, tuple) and value and isinstance(value[0], values.FunctionRef):
-            return tuple(self._library[name] for name in value)
-        return value
-
-    def _called_function(self, node: graph_pb2.NodeDef) -> Function:
-        if _FUNCTION_ATTR in node.attr:
-            return self._library[node.attr[_FUNCTION_ATTR].func.name]
-        return self._library[node.op]
-
-    def finish(self, arguments: Sequence[int], results: Sequence[int]) -> Plan:
-        """Returns the plan.
-
-        Raises:
-            UnsupportedOpError: some ops have no kernel; all of them are listed.
-            FeedError: some placeholders are not fed; all of them are listed.
-        """
-        if self.unsupported:
-            raise errors.UnsupportedOpError(
-                errors.list_offenders(
-                    "these ops have no kernel, and are not functions of the graph's library:",
-                    self.unsupported,
-                    "Feed their outputs, or fetch what does not depend on them.",
-                )
-            )
-        if self.unfed:
-            raise errors.FeedError(
-                errors.list_offenders("these placeholders must be fed a value:", self.unfed)
-            )
-        results = [self._array_place(place) for place in results]
-        return Plan(
-            self.env,
-            arguments,
-            self.steps,
-            results,
-            references=frozenset(self.references.intersection(results)),
-            is_host=self.is_host,
-            needs_values=self.needs_values,
-        )
-
-    def _array_place(self, place: int) -> int:
-        """Returns the place of a result; symbolic sizes become what computations take."""
-        if place not in self.sizes:
-            return place
-        new = len(self.env)
-        self.env.append(None)
-        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
-        return new
-
-
-def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
-    """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
-    op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None
-    if op_def is None or not any(arg.number_attr for arg in op_def.input_arg):
-        return kernel
-    static: list[int] = []
-    first = 0
-    for index, (_, count) in enumerate(op_defs.input_names(op_def, node)):
-        if index in kernel.static:
-            static.extend(range(first, first + count))
-        first += count
-    return dataclasses.replace(kernel, static=frozenset(static))
-
-
-# What a step needs to know of its kernel where the op table has none.
-_PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
-_RESULT_NODE: Final = graph_pb2.NodeDef(
-    name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
-)
-_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
-
-
-def bind_attrs(
-    node: graph_pb2.NodeDef, kernel: _definition.Kernel, library: Library
-) -> Callable[..., Any]:
-    """Returns a kernel as a function of arrays alone, with the attrs of a node."""
-    return _Planner(library).with_attrs(node, kernel)
-
-
-def _refuse(*_: Any) -> Any:
-    raise AssertionError("a node without a kernel was run")
-
-
 def _function_refs(library: Library) -> Callable[[graph_pb2.NodeDef], list[str]]:
     """Returns what names a node's outputs in a function body: ``node:out:0``."""
     single: dict[str, str] = {}
@@ -619,7 +229,7 @@ def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
     """
     try:
         return _plan_in_order(function, function.node_def, library)
-    except _UnknownInput:
+    except UnknownInput:
         by_name = {node.name: node for node in function.node_def}
         arguments = {argument.name for argument in function.signature.input_arg}
         return _plan_in_order(
@@ -630,7 +240,7 @@ def plan_function(function: graph_pb2.FunctionDef, library: Library) -> Plan:
 def _plan_in_order(
     function: graph_pb2.FunctionDef, nodes: Iterable[graph_pb2.NodeDef], library: Library
 ) -> Plan:
-    planner = _Planner(library)
+    planner = Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
     planner.sizes.update(arguments[: len(sizes.dimensions_taken(function))])
     refs = _function_refs(library)
@@ -668,7 +278,7 @@ def plan_graph(
         GraphError: a name is unknown, or the nodes form a cycle.
         UnsupportedOpError: some of the ops have no kernel.
     """
-    planner = _Planner(library)
+    planner = Planner(library)
     fed = {_canonical(name) for name in feeds}
     arguments = [planner.add_place(_canonical(name)) for name in feeds]
     wanted = [naming.parse_tensor_name(name).node for name in fetches]
@@ -677,7 +287,7 @@ def plan_graph(
     )
     refs = _graph_refs(library)
     ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed)
-    is_dataflow = any(node.op in _SWITCHES for node in ordered)
+    is_dataflow = any(_is_dataflow(node) for node in ordered)
     backs = {
         f"{node.name}:0": planner.add_place(f"{node.name}:0")
         for node in ordered
@@ -694,6 +304,11 @@ def plan_graph(
     planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
     results = [planner.places[_canonical(name)] for name in fetches]
     return planner.finish(arguments, results)
+
+
+def _is_dataflow(node: graph_pb2.NodeDef) -> bool:
+    kernel = _definition.KERNELS.get(node.op)
+    return kernel is not None and kernel.is_dataflow
 
 
 def _canonical(name: str) -> str:

@@ -147,6 +147,10 @@ class Kernel:
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
             the handles that its variable's node gives, and are returned as these.
         needs_values: whether it cannot be traced, so that the whole plan runs op by op.
+        is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        at_need: whether it computes with sizes for other ends too, and is folded only where a
+            shape is made of it.
+        makes_shapes: whether it is where such a shape is made.
     """
 
     run: Callable[..., Any]
@@ -159,6 +163,9 @@ class Kernel:
     gives_sizes: bool = False
     has_references: bool = False
     needs_values: bool = False
+    is_dataflow: bool = False
+    at_need: bool = False
+    makes_shapes: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,8 +263,15 @@ def lowering(*primitives: str) -> Callable[[_Function], _Function]:
     return register
 
 
-def on_host(*ops: str) -> Callable[[_Function], _Function]:
+def on_host(
+    *ops: str, at_need: bool = False, makes_shapes: bool = False
+) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops where all inputs are sizes, as numpy arrays.
+
+    Args:
+        *ops: names in TensorFlow's registry.
+        at_need: see `Kernel`.
+        makes_shapes: see `Kernel`.
 
     Raises:
         TypeError: an op has one already, or the signature does not fit it.
@@ -267,7 +281,8 @@ def on_host(*ops: str) -> Callable[[_Function], _Function]:
         for op in ops:
             if op in HOST_KERNELS:
                 raise TypeError(f"op {op!r} has a kernel on the host already")
-            HOST_KERNELS[op] = _make_kernel(fn, op, (), is_host=False)
+            made = _make_kernel(fn, op, (), is_host=False)
+            HOST_KERNELS[op] = dataclasses.replace(made, at_need=at_need, makes_shapes=makes_shapes)
         return fn
 
     return register
@@ -280,6 +295,7 @@ def kernel(
     must_be_fed: bool = False,
     gives_sizes: bool = False,
     needs_values: bool = False,
+    is_dataflow: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -293,6 +309,7 @@ def kernel(
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
         needs_values: see `Kernel`.
+        is_dataflow: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -308,6 +325,7 @@ def kernel(
                 must_be_fed=must_be_fed,
                 gives_sizes=gives_sizes,
                 needs_values=needs_values,
+                is_dataflow=is_dataflow,
             )
         return fn
 

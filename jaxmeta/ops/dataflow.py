@@ -27,7 +27,7 @@ from jaxmeta.ops._definition import kernel
 # --- dataflow ----------------------------------------------------------------------------------
 
 
-@kernel("Switch", "RefSwitch", needs_values=True)
+@kernel("Switch", "RefSwitch", needs_values=True, is_dataflow=True)
 def switch(data: Any, pred: Any) -> list[Any]:
     return [DEAD, data] if bool(pred) else [data, DEAD]
 
@@ -47,6 +47,7 @@ def merge(*inputs: Any) -> list[Any]:
     "NextIteration",
     "RefNextIteration",
     needs_values=True,
+    is_dataflow=True,
 )
 def pass_on(data: Any) -> Any:
     return data

@@ -182,7 +182,7 @@ def dynamic_stitch(*indices_and_data: Any) -> Any:
     return merged
 
 
-@on_host("DynamicStitch")
+@on_host("DynamicStitch", makes_shapes=True)
 def stitch_sizes(*indices_and_data: Any) -> Any:
     flat, data, length, row = _stitch(indices_and_data)
     merged = np.zeros((length, *row), np.result_type(*data))

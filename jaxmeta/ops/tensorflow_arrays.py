@@ -50,12 +50,12 @@ def tile_sizes(input: Any, multiples: Any) -> Any:
     return np.tile(input, ints(multiples))
 
 
-@on_host("Fill")
+@on_host("Fill", at_need=True)
 def fill_sizes(dims: Any, value: Any) -> Any:
     return np.full(ints(dims), value)
 
 
-@on_host("Range")
+@on_host("Range", at_need=True)
 def range_of_sizes(start: Any, limit: Any, delta: Any) -> Any:
     return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
@@ -70,19 +70,19 @@ def smallest_size(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any
     return np.min(input, axis=ints(reduction_indices), keepdims=keep_dims)
 
 
-on_host("GreaterEqual")(np.greater_equal)
-on_host("Greater")(np.greater)
-on_host("Less")(np.less)
-on_host("LessEqual")(np.less_equal)
-on_host("LogicalAnd")(np.logical_and)
-on_host("Select", "SelectV2")(np.where)
+on_host("GreaterEqual", at_need=True)(np.greater_equal)
+on_host("Greater", at_need=True)(np.greater)
+on_host("Less", at_need=True)(np.less)
+on_host("LessEqual", at_need=True)(np.less_equal)
+on_host("LogicalAnd", at_need=True)(np.logical_and)
+on_host("Select", "SelectV2", at_need=True)(np.where)
 on_host("Pow")(np.power)
 on_host("TruncateDiv", "Div")(lambda x, y: np.trunc(x / y).astype(x.dtype))
 on_host("Mod", "TruncateMod")(np.fmod)
 on_host("Square")(np.square)
 
 
-@on_host("Equal")
+@on_host("Equal", at_need=True)
 def equal_sizes(x: Any, y: Any) -> Any:
     return np.equal(x, y)
 
