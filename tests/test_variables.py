@@ -186,3 +186,17 @@ def test_parts_are_cut_as_in_tensorflow(tensorflow, shape, slicing):
 def test_parts_that_do_not_fit_are_refused(slicing):
     with pytest.raises(ValueError, match="slicing"):
         jm.create_partitioned_variables([4, 4], slicing, np.zeros((4, 4), np.float32))
+
+
+def test_arguments_stand_where_tensorflow_has_them():
+    variable = jm.Variable(1, False, ["mine"], True, None, "count", None, "float32")
+    assert (variable.name, variable.dtype, variable.trainable) == ("count:0", np.float32, False)
+    assert jm.get_collection("mine") == [variable]
+
+
+def test_variable_of_a_variable_def_is_the_one_in_the_graph():
+    variable = jm.Variable(np.ones((2, 3), np.float32), name="w")
+    again = jm.Variable(variable_def=variable.to_proto())
+    assert (again.name, again.shape) == ("w:0", (2, 3))
+    assert again.initializer == variable.initializer
+    assert len(jm.global_variables()) == 1

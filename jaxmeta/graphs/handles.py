@@ -285,7 +285,10 @@ class Variable(Operators):
         collections: to which it is added, beside the trainable ones; the global variables where
             None.
         validate_shape: TensorFlow's; a shape that is not known is refused in any case.
+        caching_device: TensorFlow's; XLA decides where what was read is kept.
         name: made unique; "Variable" where None.
+        variable_def: a VariableDef, in place of all else: the variable of the default graph that
+            it describes.
         dtype: to which the initial value is converted.
         key: a typed PRNG key, or an int seed, for an ``initial_value`` that takes one. The nodes
             compute the initial value from it, so that TensorFlow can initialize too.
@@ -330,14 +333,22 @@ class Variable(Operators):
         trainable: bool | None = None,
         collections: Sequence[str] | None = None,
         validate_shape: bool = True,
-        *,
+        caching_device: Any = None,
         name: str | None = None,
+        variable_def: meta_graph_pb2.VariableDef | None = None,
         dtype: Any = None,
+        *,
         key: Any = None,
         save_slice_info: SaveSliceInfo | None = None,
     ) -> None:
-        del validate_shape
-        default_graphs.GRAPHS.default().create_variable(
+        del validate_shape, caching_device
+        target = default_graphs.GRAPHS.default()
+        if variable_def is not None:
+            found: Variable = target.variable_from_proto(variable_def)
+            for field in self.__slots__:
+                setattr(self, field, getattr(found, field))
+            return
+        target.create_variable(
             self,
             initial_value,
             trainable=trainable is None or trainable,
