@@ -23,6 +23,7 @@ from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 _EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
+_TYPE_ATTRS: Final = ("T", "Tparams", "dtype")  # the type of what an op of any type takes
 FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -37,6 +38,9 @@ class FunctionLibrary(Protocol):
 
     def calls_need_values(self, node: graph_pb2.NodeDef) -> bool:
         """Returns whether functions that a node calls cannot be traced."""
+
+    def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether functions that a node calls work on strings, tables or files."""
 
 
 class UnknownInput(errors.GraphError):
@@ -80,6 +84,8 @@ class Planner:
             self._add_constant(node, output_refs(node)[0])
             return
         kernel = self._kernel(node, op)
+        if not kernel.is_host and self._library.calls_on_host(node):
+            kernel = dataclasses.replace(kernel, is_host=True)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
         places = self.places
@@ -107,7 +113,7 @@ class Planner:
             self.foldable[len(env)] = len(self.steps)
             if at_need or not self.at_need.isdisjoint(inputs):
                 self.at_need.add(len(env))
-        if kernel.is_host:
+        if kernel.is_host or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING):
             self.is_host = True
         if kernel.needs_values or self._library.calls_need_values(node):
             self.needs_values = True
@@ -204,6 +210,8 @@ class Planner:
             kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
+        if kernel is not None and op in _definition.STRING_KERNELS and _is_of_strings(attr):
+            kernel = _definition.STRING_KERNELS[op]
         if kernel is None:
             if self._library.definition(op) is not None:
                 return _CALL_KERNEL
@@ -218,10 +226,10 @@ class Planner:
         self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
     ) -> Callable[..., Any]:
         """Returns what a step runs: the kernel with the node's attrs."""
-        if kernel is _CALL_KERNEL:
+        if kernel.run is _CALL_KERNEL.run:
             called: Callable[..., Any] = self._library[node.op].call_with_state
             return called
-        if kernel is _PLAIN_KERNEL:
+        if kernel.run is _PLAIN_KERNEL.run:
             return _refuse
         run, attr = kernel.run, node.attr
         if dimension_nodes.DIMENSIONS_ATTR in attr:
@@ -284,7 +292,7 @@ class Planner:
     ) -> Callable[..., Any]:
         """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
         attr = node.attr
-        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
+        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel.run is not _CALL_KERNEL.run
         host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
         if kernel.gives_sizes or host is not None:
             self.sizes.update(places)
@@ -373,6 +381,14 @@ class Planner:
         self.env.append(None)
         self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
         return new
+
+
+def _is_of_strings(attr: Mapping[str, graph_pb2.AttrValue]) -> bool:
+    """Returns whether a node of an op of any type is one of strings."""
+    return any(
+        name in attr and (attr[name].type or next(iter(attr[name].list.type), 0)) == dtypes.STRING
+        for name in _TYPE_ATTRS
+    )
 
 
 def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:

@@ -309,7 +309,7 @@ def _on_host(step: plans.Step, library: executor.Library) -> plans.Step:
                 f"node {node.name!r} ({node.op}): the op has no kernel for strings or queues"
             )
         bare = executor.bind_attrs(node, string_kernel, library)
-    is_stateful = kernel.is_stateful
+    is_stateful = kernel.is_host and kernel.is_stateful
 
     def run_on_host(*inputs: Any) -> Any:
         state, values = (inputs[:1], inputs[1:]) if is_stateful else ((), inputs)

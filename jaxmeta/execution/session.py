@@ -88,7 +88,7 @@ class Session:
         self._config = config
         self._resources = Resources()
         self._prepared: dict[Any, _Prepared] = {}
-        self._library = executor.Library(self.graph.functions)
+        self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
 

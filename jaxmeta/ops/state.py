@@ -15,7 +15,7 @@ from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._handles import Handle, check_shape
 
 
-@kernel("VarHandleOp")
+@kernel("VarHandleOp", makes_variable=True)
 def var_handle(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
@@ -62,7 +62,7 @@ def placeholder_with_default(input: Any) -> Any:
 # the executor reads it when the op runs.
 
 
-@kernel("Variable", "VariableV2")
+@kernel("Variable", "VariableV2", makes_variable=True)
 def variable(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
