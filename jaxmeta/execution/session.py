@@ -326,10 +326,14 @@ class Session:
         self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
-        nodes = inlining.inline_calls(self.graph, [*fetched, *prepared.feed_names])
-        plan = executor.plan_graph(
-            nodes, self._library, list(prepared.feed_names), tensors, operations
-        )
+        feeds = list(prepared.feed_names)
+        nodes = inlining.inline_calls(self.graph, [*fetched, *feeds])
+        plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
+        if plan.is_host and not plan.needs_values and self._library.has_host_functions:
+            # So that what else these functions compute is compiled.
+            holds = self._library.calls_on_host
+            nodes = inlining.inline_calls_that(self.graph, nodes, fetched, holds)
+            plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
         if plan.is_host or plan.needs_values or strings:
             return self._host_runner(plan, fetched, strings)
