@@ -74,8 +74,9 @@ class Function:
 
     def _plan_on_values(self, plan: Plan) -> Plan:
         if self._on_values is None or self._on_values[0] is not plan:
-            self._on_values = plan, plan.with_steps(
-                [host_steps.on_values(step, self._library) for step in plan.steps]
+            self._on_values = (
+                plan,
+                plan.with_steps([host_steps.on_values(step, self._library) for step in plan.steps]),
             )
         return self._on_values[1]
 

@@ -8,7 +8,7 @@ and control inputs allow, so that there are few parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -19,7 +19,9 @@ from jaxmeta.execution import compiling, executor, plans
 from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops import _definition
+from jaxmeta.tracing import jaxprs
 
+_WIDE: Final = (np.dtype(np.int64), np.dtype(np.uint64))
 _HOST_ONLY: Final = frozenset({dtypes.STRING, dtypes.VARIANT})
 
 
@@ -148,6 +150,7 @@ def _run_on_device(
     is_last: bool,
 ) -> None:
     arrays = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    _refuse_wide_integers(arrays.values(), part)
     given = {place: value for place, value in arrays.items() if place not in part.static}
     values = list(given.values())
     key = (
@@ -175,6 +178,22 @@ def _run_on_device(
     computed = iter(results)
     for place in part.outputs:
         env[place] = constants[place] if place in constants else next(computed)
+
+
+def _refuse_wide_integers(arrays: Iterable[Any], part: _Part) -> None:
+    """Raises InvalidArgumentError where JAX would cut integers of the host to 32 bits."""
+    if jaxprs.has_64_bit_types():
+        return
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype not in _WIDE or not array.size:
+            continue
+        narrow = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
+        if array.min() < narrow.min or array.max() > narrow.max:
+            node = part.steps[0][5]
+            raise errors.InvalidArgumentError(
+                f"before node {node.name!r} ({node.op}): values of {array.dtype} that 32 bits do "
+                "not hold; switch 64-bit types on, jax.config.update('jax_enable_x64', True)"
+            )
 
 
 def _compile(

@@ -54,6 +54,8 @@ class Session:
         graph: the graph; the default graph where None.
         config: an object whose ``operation_timeout_in_ms`` limits how long a run waits for a queue;
             the rest of TensorFlow's ConfigProto has no meaning here.
+        allow_files: whether operations of the graph may read and write files: allow it for graphs
+            you trust. Without it, `FileAccessError` is raised where one would.
 
     Attributes:
         graph: the graph.
@@ -75,6 +77,8 @@ class Session:
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
         if isinstance(target, building.Graph) and graph is None:
             graph = target
@@ -86,7 +90,7 @@ class Session:
         self.graph = graph if graph is not None else building.get_default_graph()
         self.values = VariableStore(self.graph.constants, self._storage_name)
         self._config = config
-        self._resources = Resources()
+        self._resources = Resources(allow_files=allow_files)
         self._prepared: dict[Any, _Prepared] = {}
         self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
@@ -191,6 +195,7 @@ class Session:
             GraphError: a name is unknown, or a variable has no value.
             FeedError: a feed is unknown or missing, or does not fit.
             OperationError: an operation failed on the values that it was given.
+            FileAccessError: an operation would use files, which the session does not allow.
         """
         del run_metadata
         if feed_dict:
@@ -448,8 +453,10 @@ class InteractiveSession(Session):
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
-        super().__init__(target, graph, config)
+        super().__init__(target, graph, config, allow_files=allow_files)
         self._default_graph = contextlib.ExitStack()
         self._default_graph.enter_context(self.graph.as_default())
         default_sessions.push(self)

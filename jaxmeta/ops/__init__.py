@@ -20,6 +20,7 @@ from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather
+from jaxmeta.ops import hashing as hashing
 from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
@@ -43,6 +44,7 @@ from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
 from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
+from jaxmeta.ops import tables as tables
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random

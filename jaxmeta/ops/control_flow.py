@@ -114,11 +114,7 @@ def stateless_while(
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
-    if (
-        _is_on_host(cond, body)
-        or not all(map(_is_array, input))
-        or _changes_shapes(body, input)
-    ):
+    if _is_on_host(cond, body) or not all(map(_is_array, input)) or _changes_shapes(body, input):
         return _run_while(None, cond, body, input)
     split = _jax_cond_nconsts
     num_consts = split + _jax_body_nconsts

@@ -15,19 +15,7 @@ from jaxmeta import dtypes, errors
 from jaxmeta.ops._definition import kernel, string_kernel
 from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import ints
-
-
-def _map(fn: Callable[..., bytes], *arrays: Any) -> np.ndarray[Any, Any]:
-    """Returns the array of what a function gives for each element; scalars go with any shape."""
-    broadcast = np.broadcast_arrays(*[np.asarray(array) for array in arrays])
-    items = [fn(*parts) for parts in zip(*(array.ravel() for array in broadcast), strict=True)]
-    return _strings(items, broadcast[0].shape)
-
-
-def _strings(items: list[bytes], shape: Any) -> np.ndarray[Any, Any]:
-    result = np.empty(len(items), dtype=object)
-    result[:] = items
-    return result.reshape(shape)
+from jaxmeta.ops._string_arrays import map_strings, string_array
 
 
 # --- ops of strings ------------------------------------------------------------------------------
@@ -35,7 +23,7 @@ def _strings(items: list[bytes], shape: Any) -> np.ndarray[Any, Any]:
 
 @kernel("StringJoin", is_host=True)
 def string_join(*inputs: Any, separator: bytes) -> Any:
-    return _map(lambda *parts: separator.join(parts), *inputs)
+    return map_strings(lambda *parts: separator.join(parts), *inputs)
 
 
 @kernel("AsString", is_host=True)
@@ -52,25 +40,25 @@ def as_string(
     if array.dtype == object:
         return array
     if array.dtype == np.bool_:
-        return _map(lambda item: b"true" if item else b"false", array)
+        return map_strings(lambda item: b"true" if item else b"false", array)
     if array.dtype.kind == "c":
         raise errors.UnsupportedOpError("AsString has no kernel for complex numbers")
     wide = f"{fill.decode()}{width}" if width > -1 else fill.decode()
     if array.dtype.kind in "iu":
-        return _map(lambda item: f"%{wide}d".__mod__(int(item)).encode(), array)
+        return map_strings(lambda item: f"%{wide}d".__mod__(int(item)).encode(), array)
     kind = "e" if scientific else "g" if shortest else "f"
     exact = f".{precision}" if precision > -1 else ""
-    return _map(lambda item: f"%{wide}{exact}{kind}".__mod__(float(item)).encode(), array)
+    return map_strings(lambda item: f"%{wide}{exact}{kind}".__mod__(float(item)).encode(), array)
 
 
 @kernel("StringLower", is_host=True)
 def string_lower(input: Any, *, encoding: bytes) -> Any:
-    return _map(_in_encoding(bytes.lower, str.lower, encoding), input)
+    return map_strings(_in_encoding(bytes.lower, str.lower, encoding), input)
 
 
 @kernel("StringUpper", is_host=True)
 def string_upper(input: Any, *, encoding: bytes) -> Any:
-    return _map(_in_encoding(bytes.upper, str.upper, encoding), input)
+    return map_strings(_in_encoding(bytes.upper, str.upper, encoding), input)
 
 
 def _in_encoding(
@@ -83,7 +71,7 @@ def _in_encoding(
 
 @kernel("StringStrip", is_host=True)
 def string_strip(input: Any) -> Any:
-    return _map(bytes.strip, input)
+    return map_strings(bytes.strip, input)
 
 
 @kernel("StringLength", is_host=True)
@@ -110,7 +98,7 @@ def string_to_number(string_tensor: Any, *, out_type: int) -> Any:
 @kernel("ShardedFilename", is_host=True)
 def sharded_filename(basename: Any, shard: Any, num_shards: Any) -> Any:
     name = np.asarray(basename).item()
-    return _strings([b"%s-%05d-of-%05d" % (name, int(shard), int(num_shards))], ())
+    return string_array([b"%s-%05d-of-%05d" % (name, int(shard), int(num_shards))], ())
 
 
 @kernel("ReduceJoin", is_host=True)
@@ -123,7 +111,7 @@ def reduce_join(inputs: Any, reduction_indices: Any, *, keep_dims: bool, separat
     moved = array.transpose([*kept, *reversed(axes)])  # the first axis is joined first
     shape = [array.shape[axis] for axis in kept]
     rows = moved.reshape(int(np.prod(shape, dtype=int)), -1)
-    joined = _strings([separator.join(row) for row in rows], shape)
+    joined = string_array([separator.join(row) for row in rows], shape)
     return np.expand_dims(joined, sorted(axes)) if keep_dims else joined
 
 
