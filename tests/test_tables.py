@@ -93,7 +93,11 @@ def test_tables_that_change(tensorflow, kind):
         else:
             empty, deleted = (keys_of(np.int64(k)) for k in (-1, -5))
             table = raw.MutableDenseHashTableV2(
-                empty_key=empty, deleted_key=deleted, value_dtype=tf1.float32, value_shape=shape
+                empty_key=empty,
+                deleted_key=deleted,
+                value_dtype=tf1.float32,
+                value_shape=shape,
+                initial_num_buckets=64,
             )
         keys = tf1.placeholder(tf1.int64, name="keys")
         values = tf1.placeholder(tf1.float32, name="values")

@@ -128,7 +128,7 @@ class Table:
 
     def _keys(self, keys: np.ndarray[Any, Any]) -> list[Any]:
         if not self.key_shape:
-            return keys.ravel().tolist()  # type: ignore[no-any-return]
+            return keys.ravel().tolist()
         size = int(np.prod(self.key_shape))
         return [tuple(row) for row in keys.reshape(-1, size).tolist()]
 
@@ -140,7 +140,7 @@ class Table:
                 f"table {self.name!r}: Expected key shape {list(self.key_shape)}, got "
                 f"{list(keys.shape)}"
             )
-        return keys.shape[: keys.ndim - rank]
+        return keys.shape[: keys.ndim - rank]  # type: ignore[no-any-return]
 
     def _check_dtypes(self, keys: Any, values: Any = None) -> None:
         expected = [self.key_dtype, self.value_dtype]

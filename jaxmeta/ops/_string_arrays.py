@@ -25,4 +25,4 @@ def map_strings(fn: Callable[..., bytes], *arrays: Any) -> np.ndarray[Any, Any]:
 def scalar_string(value: Any) -> bytes:
     """Returns the bytes of a string scalar."""
     content = np.asarray(value).item()
-    return content.encode() if isinstance(content, str) else content  # type: ignore[no-any-return]
+    return content.encode() if isinstance(content, str) else content

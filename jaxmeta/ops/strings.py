@@ -17,7 +17,6 @@ from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import ints
 from jaxmeta.ops._string_arrays import map_strings, string_array
 
-
 # --- ops of strings ------------------------------------------------------------------------------
 
 
