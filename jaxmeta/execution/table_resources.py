@@ -181,6 +181,14 @@ class DenseTable(Table):
         if len(self._reserved) != len(reserved):
             raise errors.InvalidArgumentError("Empty and deleted keys cannot be equal")
 
+    def replace(self, keys: Any, values: Any) -> None:
+        """Replaces all that is in it; a reserved key is that of a bucket of TensorFlow's."""
+        keys, values = np.asarray(keys), np.asarray(values)
+        self._check_dtypes(keys, values)
+        self._shape_of(keys)
+        used = [index for index, key in enumerate(super()._keys(keys)) if key not in self._reserved]
+        super().replace(keys[used], values[used])
+
     def _keys(self, keys: np.ndarray[Any, Any]) -> list[Any]:
         found = super()._keys(keys)
         for key, name in getattr(self, "_reserved", {}).items():
