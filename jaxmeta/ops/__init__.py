@@ -1,6 +1,7 @@
 """The op table: importing this package fills it, one family of ops a module."""
 
 from jaxmeta.ops import arithmetic as arithmetic
+from jaxmeta.ops import arrays_of_strings as arrays_of_strings
 from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
@@ -14,6 +15,7 @@ from jaxmeta.ops import creation as creation
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
 from jaxmeta.ops import dataflow as dataflow
+from jaxmeta.ops import decoding as decoding
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
@@ -26,12 +28,14 @@ from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
 from jaxmeta.ops import nn as nn
+from jaxmeta.ops import printing as printing
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
 from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reflectors as reflectors
+from jaxmeta.ops import regular_expressions as regular_expressions
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
@@ -49,5 +53,6 @@ from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random
 from jaxmeta.ops import training as training
+from jaxmeta.ops import unicode as unicode
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients

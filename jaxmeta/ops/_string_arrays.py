@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmeta import errors
+
 
 def string_array(items: Sequence[bytes], shape: Any = None) -> np.ndarray[Any, Any]:
     """Returns an array of some strings, a vector by default."""
@@ -26,3 +28,23 @@ def scalar_string(value: Any) -> bytes:
     """Returns the bytes of a string scalar."""
     content = np.asarray(value).item()
     return content.encode() if isinstance(content, str) else content
+
+
+def parse_number(item: bytes, dtype: Any) -> Any:
+    """Returns the number that a string says.
+
+    Raises:
+        InvalidArgumentError: it says none, or one that the dtype does not hold.
+    """
+    parse: Any = int if dtype.kind in "iu" else float
+    try:
+        if b"_" in item:  # which Python takes
+            raise ValueError(item)
+        number = parse(item)
+        if dtype.kind in "iu" and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+            raise ValueError(item)
+    except (ValueError, OverflowError):
+        raise errors.InvalidArgumentError(
+            f"StringToNumberOp could not correctly convert string: {item!r} to {dtype}"
+        ) from None
+    return number
