@@ -74,6 +74,7 @@ ROWS = (
     (
         "checkpoint.orbax",
         "checkpoint.table",
+        "execution.reader_resources",
         "graphs.nodes",
         "shardings",
         "tracing.binding",
@@ -83,6 +84,7 @@ ROWS = (
     ),
     (
         "checkpoint",
+        "checkpoint.slice_table",
         "checkpoint.slice_table_reader",
         "checkpoint.tensor_bundle_reader",
         "graphs.handles",
@@ -104,6 +106,7 @@ ROWS = (
         "ops._indexing",
         "ops._matrices",
         "ops._pointwise",
+        "ops.decoding",
     ),
     (
         "checkpoint.restoring",

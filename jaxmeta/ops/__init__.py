@@ -6,6 +6,7 @@ from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
 from jaxmeta.ops import casts as casts
+from jaxmeta.ops import checkpoints as checkpoints
 from jaxmeta.ops import collectives as collectives
 from jaxmeta.ops import comparison as comparison
 from jaxmeta.ops import control_flow as control_flow
@@ -21,6 +22,7 @@ from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
+from jaxmeta.ops import files as files
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import hashing as hashing
 from jaxmeta.ops import identities as identities

@@ -114,3 +114,17 @@ def _subtract(state: Any, variable: Handle, value: Any) -> None:
     old = state.read(variable.name)
     check_shape(variable, np.shape(old), value)
     state.write(variable.name, old - value)
+
+
+@kernel("CountUpTo", is_host=True)
+def count_up_to(state: Any, ref: Handle, *, limit: int) -> Any:
+    old = state.read(ref.name)
+    if old >= limit:
+        raise errors.OutOfRangeError(f"Reached limit of {limit}")
+    state.write(ref.name, (old + 1).astype(old.dtype))
+    return old
+
+
+@kernel("ResourceCountUpTo", is_host=True)
+def resource_count_up_to(state: Any, resource: Handle, *, limit: int) -> Any:
+    return count_up_to(state, resource, limit=limit)

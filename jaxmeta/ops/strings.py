@@ -152,12 +152,6 @@ def string_to_number(string_tensor: Any, *, out_type: int) -> Any:
     return numbers.reshape(array.shape)
 
 
-@kernel("ShardedFilename", is_host=True)
-def sharded_filename(basename: Any, shard: Any, num_shards: Any) -> Any:
-    name = np.asarray(basename).item()
-    return string_array([b"%s-%05d-of-%05d" % (name, int(shard), int(num_shards))], ())
-
-
 @kernel("ReduceJoin", is_host=True)
 def reduce_join(inputs: Any, reduction_indices: Any, *, keep_dims: bool, separator: bytes) -> Any:
     array = np.asarray(inputs)
