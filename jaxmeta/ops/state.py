@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._definition import kernel, string_kernel
 from jaxmeta.ops._handles import Handle, check_shape
 
 
@@ -20,11 +20,13 @@ def var_handle(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
 
+@string_kernel("ReadVariableOp")
 @kernel("ReadVariableOp")
 def read_variable(state: Any, resource: Handle) -> Any:
     return state.read(resource.name)
 
 
+@string_kernel("AssignVariableOp")
 @kernel("AssignVariableOp")
 def assign_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
     state.write(resource.name, value)
@@ -67,6 +69,7 @@ def variable(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
 
+@string_kernel("Assign")
 @kernel("Assign")
 def assign(state: Any, ref: Handle, value: Any, *, validate_shape: bool) -> Handle:
     if validate_shape and state.is_initialized(ref.name):
