@@ -64,7 +64,7 @@ CASES = {
         input=MATRIX, begin=[0, 1], end=[0, 2], strides=[2, 1], end_mask=1, shrink_axis_mask=2
     ),
     "SelectV2": lambda raw, s: raw.SelectV2(condition=[True, False, True], t=s, e="no"),
-    "Select of rows": lambda raw, s: raw.Select(condition=[True, False, True], t=MATRIX, e=MATRIX),
+    "Select of rows": lambda raw, s: raw.Select(condition=[True, False, True], x=MATRIX, y=MATRIX),
     "Gather": lambda raw, s: raw.Gather(params=MATRIX, indices=[2, 0]),
     "GatherNd": lambda raw, s: raw.GatherNd(params=MATRIX, indices=[[2, 0], [0, 1]]),
     "ReverseV2": lambda raw, s: raw.ReverseV2(tensor=MATRIX, axis=[0, 1]),

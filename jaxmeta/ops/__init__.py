@@ -20,6 +20,7 @@ from jaxmeta.ops import decoding as decoding
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
+from jaxmeta.ops import examples as examples
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import files as files
@@ -41,6 +42,7 @@ from jaxmeta.ops import regular_expressions as regular_expressions
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import sequence_examples as sequence_examples
 from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
