@@ -73,6 +73,16 @@ CASES = {
     "StringFormat": lambda raw: raw.StringFormat(
         inputs=[FLOATS, CUBE, "é\n'", np.array([True])], template="a %s b %s c %s %s", summarize=2
     ),
+    "StringFormat of digits": lambda raw: raw.StringFormat(
+        inputs=[
+            np.float32([0.1, 1 / 3, 123456789.0, 2.5e-30]),
+            np.float64([0.1, 1 / 3, 1e300]),
+            np.complex64([1 / 3 + 2j]),
+            np.float16([1 / 3]),
+        ],
+        template="%s %s %s %s",
+        summarize=-1,
+    ),
     "StringFormat of all": lambda raw: raw.StringFormat(
         inputs=[CUBE], template="{} é", placeholder="{}", summarize=-1
     ),
@@ -260,7 +270,7 @@ def test_print_writes_what_tensorflow_writes(tensorflow, capfd, summarize):
         )
         tensorflow.multiply(shown, 2.0, name="result")
         saved = tf1.train.export_meta_graph()
-        feeds = {"x:0": np.array([[1.5, 2, 3], [4, 1e-8, 6]], np.float32)}
+        feeds = {"x:0": np.array([[1.5, 2, 1 / 3], [4, 1e-8, 6]], np.float32)}
         expected = printed(capfd, lambda: [session.run("result:0", feeds) for _ in range(3)])
     with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
         jaxmeta.import_meta_graph(meta_graph_pb2.MetaGraphDef.FromString(saved.SerializeToString()))

@@ -42,12 +42,14 @@ from jaxmeta.ops import regular_expressions as regular_expressions
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import segment_gradients as segment_gradients
 from jaxmeta.ops import sequence_examples as sequence_examples
 from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
+from jaxmeta.ops import sparse_tensors as sparse_tensors
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
 from jaxmeta.ops import strings as strings

@@ -112,7 +112,7 @@ def summarize_value(array: np.ndarray[Any, Any], max_entries: int) -> str:
     """
     limit = array.size if max_entries < 0 else min(max_entries, array.size)
     if not array.ndim:
-        shown = _element(array.item(), is_quoted=False) if limit else ""
+        shown = _element(array.item(), array.dtype, is_quoted=False) if limit else ""
         return shown + ("..." if array.size > limit else "")
     left = iter(array.ravel().tolist())
     done = 0
@@ -126,7 +126,7 @@ def summarize_value(array: np.ndarray[Any, Any], max_entries: int) -> str:
                 if done >= limit:
                     return " ".join(items) + ("..." if axis else "")
                 done += 1
-                items.append(_element(next(left), is_quoted=False))
+                items.append(_element(next(left), array.dtype, is_quoted=False))
             return " ".join(items)
         text = ""
         for _ in range(size):
@@ -148,7 +148,7 @@ def summarize_value_v2(array: np.ndarray[Any, Any], num_at_ends: int) -> str:
 
     def show(part: np.ndarray[Any, Any], axis: int) -> str:
         if not part.ndim:
-            return _element(part.item(), is_quoted=True)
+            return _element(part.item(), array.dtype, is_quoted=True)
         size = len(part)
         places: Sequence[int | None] = range(size)
         if size > 2 * ends:
@@ -161,21 +161,27 @@ def summarize_value_v2(array: np.ndarray[Any, Any], num_at_ends: int) -> str:
     return show(array, 0)
 
 
-def _element(value: Any, *, is_quoted: bool) -> str:
+def _element(value: Any, dtype: Any, *, is_quoted: bool) -> str:
     if isinstance(value, bytes):
         text = b"".join(map(_escaped, value)).decode(errors="surrogateescape")
         return f'"{text}"' if is_quoted else text
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, complex):
-        return f"({_number(value.real)},{_number(value.imag)})"
+        return f"({_number(value.real, dtype)},{_number(value.imag, dtype)})"
     if isinstance(value, float):
-        return _number(value)
+        return _number(value, dtype)
     return str(value)
 
 
-def _number(value: float) -> str:
-    return f"{value:.6g}" if np.isfinite(value) else str(value)
+def _number(value: float, dtype: Any) -> str:
+    """Returns a real number with as many digits as say which it is."""
+    if not np.isfinite(value):
+        return str(value)
+    few, many = (15, 17) if dtype in (np.float64, np.complex128) else (6, 9)
+    text = f"{value:.{few}g}"
+    known = float(text) if few == 15 else np.float32(text)
+    return text if known == value else f"{value:.{many}g}"
 
 
 def _escaped(byte: int) -> bytes:
