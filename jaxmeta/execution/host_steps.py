@@ -13,10 +13,8 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import planning, plans
 from jaxmeta.ops import _definition
 
-
 _WIDE: Final = frozenset(
-    dtypes.dtype_to_number(np.dtype(kind))
-    for kind in ("int64", "uint64", "float64", "complex128")
+    dtypes.dtype_to_number(np.dtype(kind)) for kind in ("int64", "uint64", "float64", "complex128")
 )
 
 _NOT_NUMBERS: Final = frozenset({dtypes.STRING, dtypes.RESOURCE, dtypes.VARIANT})

@@ -145,6 +145,8 @@ def summarize_value_v2(array: np.ndarray[Any, Any], num_at_ends: int) -> str:
     '[0 1 ... 12 13]'
     """
     ends = array.size if num_at_ends < 0 else min(num_at_ends, array.size)
+    if array.dtype.kind == "c":
+        array = array.reshape(-1) if array.ndim else array
 
     def show(part: np.ndarray[Any, Any], axis: int) -> str:
         if not part.ndim:
@@ -168,7 +170,7 @@ def _element(value: Any, dtype: Any, *, is_quoted: bool) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, complex):
-        return f"({_number(value.real, dtype)},{_number(value.imag, dtype)})"
+        return "?"  # as TensorFlow shows it
     if isinstance(value, float):
         return _number(value, dtype)
     return str(value)
@@ -178,7 +180,7 @@ def _number(value: float, dtype: Any) -> str:
     """Returns a real number with as many digits as say which it is."""
     if not np.isfinite(value):
         return str(value)
-    few, many = (15, 17) if dtype in (np.float64, np.complex128) else (6, 9)
+    few, many = (15, 17) if dtype == np.float64 else (6, 9)
     text = f"{value:.{few}g}"
     known = float(text) if few == 15 else np.float32(text)
     return text if known == value else f"{value:.{many}g}"

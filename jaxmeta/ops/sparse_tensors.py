@@ -111,4 +111,3 @@ def sparse_concat(*parts: Any, concat_dim: int, N: int) -> list[Any]:
     whole[axis] = offset
     all_indices, all_values = np.concatenate(moved), np.concatenate(values)
     return [*sparse_reorder(all_indices, all_values, whole), whole]
-
