@@ -173,6 +173,7 @@ ROWS = (
     ),
     (
         "meta_graphs.meta_graph_import",
+        "saving.saved_tables",
         "saving.saver_arguments",
     ),
     ("meta_graphs.meta_graph_export",),

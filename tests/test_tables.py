@@ -231,3 +231,104 @@ def test_file_that_is_no_table_is_an_error(tensorflow, tmp_path, content, attrs)
         import_here(file_table(tensorflow, str(path), **attrs))
         with pytest.raises(errors.InvalidArgumentError):
             session.run("init")
+
+
+# --- tables in checkpoints -----------------------------------------------------------------------
+
+
+def saved_table(tf: Any) -> Any:
+    """Returns a graph of a table that is saved beside a variable."""
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default():
+        table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1, name="ages")
+        tf1.get_variable("w", initializer=np.float32([1, 2]))
+        keys = tf1.placeholder(tf.string, [None], name="keys")
+        values = tf1.placeholder(tf.int64, [None], name="values")
+        with tf1.control_dependencies([table.insert(keys, values)]):
+            tf1.no_op(name="insert")
+        tf1.identity(table.size(), name="size")
+        tf.raw_ops.LookupTableFindV2(
+            table_handle=table.resource_handle, keys=keys, default_value=np.int64(-1), name="found"
+        )
+        tf1.global_variables_initializer()
+        saver_def = tf1.train.Saver().as_saver_def()
+        return tf1.train.export_meta_graph(saver_def=saver_def)
+
+
+FEEDS = {"keys:0": strings("ann", "b\u00f6b"), "values:0": np.int64([31, 7])}
+ASKED = {"keys:0": strings("b\u00f6b", "eve", "ann")}
+
+
+def test_table_of_tensorflows_checkpoint_is_restored(tensorflow, tmp_path):
+    saved, path = saved_table(tensorflow), str(tmp_path / "model")
+    with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
+        saver = tensorflow.compat.v1.train.import_meta_graph(saved)
+        session.run("init")
+        session.run("insert", FEEDS)
+        saver.save(session, path, write_meta_graph=False)
+    with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
+        import_here(saved).restore(session, path)
+        assert session.run("found:0", ASKED).tolist() == [7, -1, 31]
+        assert session.run("w:0").tolist() == [1, 2]
+
+
+def test_table_that_is_saved_here_is_restored_by_tensorflow(tensorflow, tmp_path):
+    saved, path = saved_table(tensorflow), str(tmp_path / "model")
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session() as session:
+        import_here(saved)
+        session.run("init")
+        session.run("insert", FEEDS)
+        saver = jaxmeta.Saver(
+            saver_def=graph.saver_def, graph=graph, checkpoint_format="tensor_bundle"
+        )
+        with saver:
+            saver.save(session, path, write_meta_graph=False)
+    with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
+        tensorflow.compat.v1.train.import_meta_graph(saved).restore(session, path)
+        assert session.run("found:0", ASKED).tolist() == [7, -1, 31]
+
+
+def test_checkpoint_without_the_table_is_refused(tensorflow, tmp_path):
+    saved, path = saved_table(tensorflow), str(tmp_path / "model")
+    with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
+        w = tensorflow.compat.v1.get_variable("w", initializer=np.float32([1, 2]))
+        session.run(w.initializer)
+        tensorflow.compat.v1.train.Saver().save(session, path, write_meta_graph=False)
+    with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
+        saver = import_here(saved)
+        with pytest.raises(errors.CheckpointError, match="lacks what these tables need"):
+            saver.restore(session, path)
+
+
+@pytest.mark.parametrize("kind", ["", "Mutable", "OfTensors", "Dense"])
+def test_anonymous_table_is_new_in_each_run(tensorflow, kind):
+    def build(tf1):
+        raw = tensorflow.raw_ops
+        types = {"key_dtype": tf1.int64, "value_dtype": tf1.int64}
+        if kind == "":
+            table = raw.AnonymousHashTable(**types)
+        elif kind == "Mutable":
+            table = raw.AnonymousMutableHashTable(**types)
+        elif kind == "OfTensors":
+            table = raw.AnonymousMutableHashTableOfTensors(**types, value_shape=[1])
+        else:
+            table = raw.AnonymousMutableDenseHashTable(
+                empty_key=np.int64(-1),
+                deleted_key=np.int64(-2),
+                value_dtype=tf1.int64,
+                value_shape=[],
+                initial_num_buckets=8,
+            )
+        fill = raw.LookupTableImportV2 if kind == "" else raw.LookupTableInsertV2
+        keys = np.int64([3, 4])
+        values = keys[:, None] * 2 if kind == "OfTensors" else keys * 2
+        default = np.zeros(values.shape[1:], np.int64)
+        with tf1.control_dependencies([fill(table_handle=table, keys=keys, values=values)]):
+            raw.LookupTableFindV2(
+                table_handle=table, keys=np.int64([4, 9]), default_value=default, name="found"
+            )
+            raw.LookupTableExportV2(
+                table_handle=table, Tkeys=tf1.int64, Tvalues=tf1.int64, name="all"
+            )
+
+    run_both(tensorflow, build, [(["found:0"], None), (["found:0"], None)])

@@ -343,12 +343,14 @@ def plan_graph(
     planner = Planner(library)
     fed = {_canonical(name) for name in feeds}
     arguments = [planner.add_place(_canonical(name)) for name in feeds]
-    wanted = [naming.parse_tensor_name(name).node for name in fetches]
+    wanted = [
+        naming.parse_tensor_name(name).node for name in fetches if _canonical(name) not in fed
+    ]
     fully_fed = frozenset(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
     refs = _graph_refs(library)
-    ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed)
+    ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed, fed=fed)
     is_dataflow = any(_is_dataflow(node) for node in ordered)
     backs = {
         f"{node.name}:0": planner.add_place(f"{node.name}:0")
