@@ -140,10 +140,10 @@ class Library:
         self,
         functions: Mapping[str, graph_pb2.FunctionDef],
         placement: shardings.Placement | None = None,
-        gradients: Iterable[graph_pb2.GradientDef] = (),
+        gradients: Sequence[graph_pb2.GradientDef] = (),
     ) -> None:
         self._defs = functions
-        self._gradients = {g.function_name: g.gradient_func for g in gradients}
+        self._gradients = gradients  # functions may be added later
         self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
         self._with_values: dict[str, bool] = {}
@@ -173,7 +173,9 @@ class Library:
 
     def gradient_of(self, name: str) -> Function | None:
         """Returns the function that the library has as the gradient of another, or None."""
-        return self[self._gradients[name]] if name in self._gradients else None
+        found = (g.gradient_func for g in self._gradients if g.function_name == name)
+        gradient = next(found, None)
+        return self[gradient] if gradient is not None else None
 
     @property
     def has_host_functions(self) -> bool:

@@ -62,7 +62,7 @@ def add_described_ops(graph_def: graph_pb2.GraphDef, described: graph_pb2.OpList
     Raises:
         UnsupportedOpError: another file described an op of that name in another way.
     """
-    by_name = {op_def.name: op_def for op_def in described.op if not op_defs.has_op(op_def.name)}
+    by_name = {op.name: op for op in described.op if not op_defs.is_registered(op.name)}
     if not by_name:
         return
     used = {node.op for node in graph_def.node}
