@@ -1,4 +1,4 @@
-"""Functions that graphs call: on the host where they work on strings, and gradients of functions."""
+"""Functions that graphs call: those that work on strings, and gradients of functions."""
 
 from __future__ import annotations
 
