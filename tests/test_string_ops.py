@@ -287,3 +287,36 @@ def test_print_of_the_second_version(tensorflow, capfd):
         expected = printed(capfd, lambda: session.run(operation))
     found = printed(capfd, lambda: run_here(saved, operation.name))
     assert found == expected != ""
+
+
+def test_time_is_now_in_each_run(tensorflow):
+    with tensorflow.Graph().as_default():
+        tensorflow.raw_ops.Timestamp(name="now")
+        saved = tensorflow.compat.v1.train.export_meta_graph()
+    with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
+        jaxmeta.import_meta_graph(meta_graph_pb2.MetaGraphDef.FromString(saved.SerializeToString()))
+        first, then = session.run("now:0"), session.run("now:0")
+    assert 1.7e9 < float(first) <= float(then)
+    assert np.asarray(first).dtype == np.float64
+
+
+def test_print_to_a_log_and_to_a_file(tensorflow, tmp_path, caplog):
+    raw, path = tensorflow.raw_ops, tmp_path / "out.txt"
+    with tensorflow.Graph().as_default():
+        raw.PrintV2(input="h\u00e9llo", output_stream="log(warning)", name="log")
+        raw.PrintV2(input="h\u00e9llo", output_stream=f"file://{path}", end="|", name="file")
+        saved = tensorflow.compat.v1.train.export_meta_graph()
+    run_here(saved, "log")
+    assert "h\u00e9llo" in caplog.text
+    with pytest.raises(errors.FileAccessError):
+        run_here(saved, "file")
+    for _ in range(2):
+        run_here(saved, "file", allow_files=True)
+    assert path.read_text() == "h\u00e9llo|h\u00e9llo|"
+
+
+def test_names_of_shards(tensorflow):
+    found, expected = run_both(
+        tensorflow, lambda raw: raw.ShardedFilespec(basename="model", num_shards=12)
+    )
+    assert found == expected

@@ -1,4 +1,4 @@
-"""Whole programs of TensorFlow 1 that begin with text, trained here and there from one checkpoint."""
+"""Whole programs of TensorFlow 1 that begin with text, trained from one checkpoint in both."""
 
 from __future__ import annotations
 
