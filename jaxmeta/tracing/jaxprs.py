@@ -186,6 +186,11 @@ def name_stack(eqn: Eqn) -> str:
     return str(eqn.source_info.name_stack)
 
 
+def context_mesh(eqn: Eqn) -> Any:
+    """Returns the `AbstractMesh` in whose context the eqn was traced; an empty one where none."""
+    return eqn.ctx.cur_abstract_mesh
+
+
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """Returns how many constants and how many carries the operands of a scan begin with."""
     if "num_consts" in params:

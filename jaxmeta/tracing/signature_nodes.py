@@ -81,12 +81,11 @@ class SignatureNodes:
         impl, _ = specs.physical(value)
         if not impl and np.asarray(value).nbytes <= _LARGEST_CONSTANT_BYTES:
             array = np.asarray(value)
-            (edge,) = target.add_node(
-                "Const",
-                [],
-                {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True},
-                f"{self._name}/Const",
-            )
+            attrs = {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True}
+            sharding = shardings.of_array(value)
+            if sharding is not None:
+                attrs.update(shardings.sharding_to_attrs(sharding))
+            (edge,) = target.add_node("Const", [], attrs, f"{self._name}/Const")
             edge.shape = array.shape
             return edge
         for known, array in target.captured.items():
