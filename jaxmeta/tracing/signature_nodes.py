@@ -186,10 +186,10 @@ class SignatureNodes:
         target = self._graph
         assignments: list[str] = []
         for result_index, argument_index in updates.items():
-            targets = list(trees.leaves(argument_tree(arguments, argument_index)))
-            sources = list(trees.leaves(result_subtree(results, result_index)))
-            _check_update(self._name, targets, sources, target)
-            for variable, source in zip(targets, sources, strict=True):
+            updated = argument_tree(arguments, argument_index)
+            result = result_subtree(results, result_index)
+            _check_update(self._name, updated, result, results, target)
+            for variable, source in zip(trees.leaves(updated), trees.leaves(result), strict=True):
                 handle = Edge(variable.name, dtypes.RESOURCE)
                 node, index = source.name.split(":")
                 ref = node if index == "0" else source.name
@@ -244,14 +244,21 @@ def result_subtree(results: trees.Tree, index: int) -> trees.Tree:
 
 def _check_update(
     name: str,
-    targets: Sequence[trees.Leaf],
-    sources: Sequence[trees.Leaf],
+    argument: trees.Tree,
+    result: trees.Tree,
+    results: trees.Tree,
     target: graph.GraphBuilder,
 ) -> None:
-    bad = []
-    if len(targets) != len(sources):
-        bad.append(f"the argument has {len(targets)} arrays, the result {len(sources)}")
-    for leaf, source in zip(targets, sources, strict=False):
+    """Raises GraphError where a result is no new value of an argument."""
+    paths = trees.leaf_paths(argument)
+    bad = tree_keys.differing_paths(
+        paths, trees.leaf_paths(result), "not in the result", "only in the result"
+    )
+    advice = "The result must have the argument's structure, shapes and dtypes."
+    if bad and result is not results and trees.leaf_paths(results) == paths:
+        advice += " All results together have: return (state,), for a tuple counts as several."
+    pairs = [] if bad else zip(trees.leaves(argument), trees.leaves(result), strict=True)
+    for leaf, source in pairs:
         if leaf.name not in target.variable_names:
             bad.append(f"{leaf.name} is not a variable")
         elif (leaf.shape, leaf.number) != (source.shape, source.number):
@@ -259,13 +266,8 @@ def _check_update(
             now = f"{dtypes.dtype_name(source.number)}{list(source.shape)}"
             bad.append(f"{leaf.name} is {was}, its new value {now}")
     if bad:
-        raise errors.GraphError(
-            errors.list_offenders(
-                f"signature {name!r}: results cannot be assigned back:",
-                bad,
-                "The result must have the argument's structure, shapes and dtypes.",
-            )
-        )
+        headline = f"signature {name!r}: results cannot be assigned back:"
+        raise errors.GraphError(errors.list_offenders(headline, bad, advice))
 
 
 def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
