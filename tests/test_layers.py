@@ -128,6 +128,7 @@ ROWS = (
         "meta_graphs.node_differences",
         "ops",
         "saving.saver_nodes",
+        "tracing.static_arguments",
         "tracing.trace",
     ),
     (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -16,7 +16,7 @@ from jaxmeta.graphs import graph, nodes
 from jaxmeta.graphs.graph import Signature, Tensor, Variable
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition
-from jaxmeta.tracing import dimensions, discharging, jaxprs, trace
+from jaxmeta.tracing import dimensions, discharging, jaxprs, static_arguments, trace
 
 TRAIN_OP: Final = "train_op"
 SIGNATURE_ATTR: Final = "_jax_signature"  # on the node that calls it: its name
@@ -32,15 +32,13 @@ class SignatureNodes:
         self,
         target: graph.GraphBuilder,
         name: str,
-        fn: Callable[..., Any],
-        flat: Sequence[tuple[Any, Any]],
+        flat: Sequence[tuple[str, Any]],
         carries: Sequence[str] = (),
     ) -> None:
         self._graph = target
         self._name = name
         self._flat = flat
         self._carries = carries
-        self._leaf_names = _argument_names(fn, [path for path, _ in flat])
         self._tensors: list[str] = []
         self.call_name = name
 
@@ -52,12 +50,12 @@ class SignatureNodes:
         tracing = trace.Tracing.into(target, self._carries)
         specs = [_edge_spec(value) for value in constants]
         function = trace.lower_function(
-            tracing, jaxpr, self._name, self._leaf_names, constants=specs
+            tracing, jaxpr, self._name, [leaf for leaf, _ in self._flat], constants=specs
         )
         tracing.commit(self._name)
         # Only now, so that a trace that fails leaves the graph as it was.
         constant_edges = [self._constant_edge(value) for value in constants]
-        inputs = [self._input_edge(name, leaf) for name, (_, leaf) in self._named_leaves()]
+        inputs = [self._input_edge(name, leaf) for name, leaf in self._flat]
         signature = target.functions[function].signature
         outputs = target.add_node(
             "PartitionedCall",
@@ -71,9 +69,6 @@ class SignatureNodes:
         )
         self.call_name = target.last_node_name
         return outputs
-
-    def _named_leaves(self) -> Iterator[tuple[str, tuple[Any, Any]]]:
-        return iter(zip(self._leaf_names, self._flat, strict=True))
 
     def _constant_edge(self, value: Any) -> Edge:
         """Returns the edge of an array that the function closed over."""
@@ -270,8 +265,16 @@ def _check_update(
         raise errors.GraphError(errors.list_offenders(headline, bad, advice))
 
 
-def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
-    """Returns a name for each leaf of (args, kwargs): the parameter's, then its path."""
+def name_leaves(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    static: static_arguments.StaticArguments,
+) -> list[str]:
+    """Returns a name for each leaf of a function's arguments: the parameter's, then its path."""
+    held = [None if i in static.positional else arg for i, arg in enumerate(args)]
+    named = {name: arg for name, arg in kwargs.items() if name not in static.named}
+    flat, _ = jax.tree_util.tree_flatten_with_path((held, named), is_leaf=is_handle)
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):
@@ -279,7 +282,7 @@ def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     plain = [p.name for p in parameters if p.kind in positional]
     names = []
-    for which, first, *rest in paths:
+    for (which, first, *rest), _ in flat:
         if which.idx == 1:
             root = str(first.key)
         else:
