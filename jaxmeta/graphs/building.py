@@ -244,10 +244,15 @@ def _trace(
     donated: tuple[int, ...],
 ) -> Any:
     """Returns `jax.jit`'s trace of a function; one that is jitted keeps its own options."""
-    jitted = fn if hasattr(fn, "trace") and hasattr(fn, "lower") else None
-    if jitted is None:
-        jitted = jax.jit(fn, donate_argnums=donated)
-    return jitted.trace(*args, **kwargs)
+    if isinstance(fn, (jax.stages.Compiled, jax.stages.Lowered)):
+        raise errors.GraphError(
+            f"a {type(fn).__name__} function is no longer traced; give what it was made of"
+        )
+    if hasattr(fn, "trace") and hasattr(fn, "lower"):
+        traced = fn.trace(*args, **kwargs)
+        if isinstance(traced, jax.stages.Traced):  # and not that of a library's own jit
+            return traced
+    return jax.jit(fn, donate_argnums=donated).trace(*args, **kwargs)
 
 
 def _variable_leaf(variable: Variable) -> trees.Leaf:
