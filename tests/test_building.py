@@ -494,7 +494,7 @@ def test_static_arguments_that_cannot_be_told_are_refused_with_what_to_do():
 
 def test_a_compiled_function_is_refused_with_what_to_do():
     compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
-    with pytest.raises(errors.GraphError, match="Compiled function.*give what it was made of"):
+    with pytest.raises(errors.GraphError, match=r"Compiled function.*give what it was made of"):
         jaxmeta.Graph().add_signature("step", compiled, jnp.ones(3))
 
 
