@@ -34,6 +34,7 @@ from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import schur as schur
 from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding

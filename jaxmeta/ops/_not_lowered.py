@@ -22,10 +22,6 @@ _MUTABLE: Final = (
     "within jax.checkpoint, a custom derivative or a loop's condition; write the function with "
     "plain arrays that it takes and returns"
 )
-_FACTORIZATION: Final = (
-    "TensorFlow has no op for this factorization; compute it outside the function, use eigh, svd "
-    "or qr, or let add_signature carry it with carry_custom_calls"
-)
 _COLLECTIVE: Final = (
     "a collective of few uses; use psum, all_gather, ppermute, all_to_all or psum_scatter, or jit "
     "with shardings, where the compiler inserts the communication"
@@ -96,7 +92,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _SINK: ("dce_sink",),
     _NO_TYPE: ("scaled_dot",),
     _WINDOW: ("select_and_scatter",),
-    _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
         "unreduced_psum",
         "psend",
