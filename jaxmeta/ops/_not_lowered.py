@@ -50,7 +50,6 @@ _EXPORTED: Final = (
 )
 _SINK: Final = "it only keeps a value from being optimized away; return the value"
 _NO_TYPE: Final = "its scales are of float8_e8m0fnu, which TensorFlow has not; scale outside of it"
-_WINDOW: Final = "no program uses it outside the gradient of pooling, which has a node form"
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _HOST_CODE: ("pure_callback", "io_callback"),
@@ -91,7 +90,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
     _NO_TYPE: ("scaled_dot",),
-    _WINDOW: ("select_and_scatter",),
     _COLLECTIVE: (
         "unreduced_psum",
         "psend",

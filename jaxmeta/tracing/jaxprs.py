@@ -400,6 +400,14 @@ def _close(jaxpr: Jaxpr) -> Jaxpr:
     return closed(jaxpr, []) if closed is not None and not hasattr(jaxpr, "with_consts") else jaxpr
 
 
+def with_constants(jaxpr: Jaxpr, constants: Sequence[Any]) -> Jaxpr:
+    """Returns a closed jaxpr; primitives keep some open ones with their constants beside them."""
+    if hasattr(jaxpr, "with_consts") or hasattr(jaxpr, "jaxpr"):
+        return jaxpr
+    closed: Any = jax_core.ClosedJaxpr
+    return closed(jaxpr, list(constants))
+
+
 def with_operands(
     jaxpr: Jaxpr, avals: Sequence[Any], taken: Sequence[int], num_passed: int = 0
 ) -> Jaxpr:
