@@ -32,6 +32,7 @@ from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
+from jaxmeta.ops import scaled_dot as scaled_dot
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
 from jaxmeta.ops import schur as schur
@@ -47,6 +48,7 @@ from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random
+from jaxmeta.ops import tokens as tokens
 from jaxmeta.ops import training as training
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients

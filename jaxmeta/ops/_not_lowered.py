@@ -30,10 +30,6 @@ _EQUINOX: Final = (
     "it is a primitive of Equinox or Lineax, known to no other program; use the form in jax.lax "
     "(lax.scan or lax.while_loop, jnp.linalg.solve)"
 )
-
-_ORDERING: Final = (
-    "it only orders effects, and functions with effects cannot be written; return the values"
-)
 _TRANSIENT: Final = (
     "it stands only inside a derivative that is being taken; trace the finished derivative"
 )
@@ -49,7 +45,6 @@ _EXPORTED: Final = (
     "carry it with carry_custom_calls"
 )
 _SINK: Final = "it only keeps a value from being optimized away; return the value"
-_NO_TYPE: Final = "its scales are of float8_e8m0fnu, which TensorFlow has not; scale outside of it"
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _HOST_CODE: ("pure_callback", "io_callback"),
@@ -64,7 +59,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "ffi_call",
         "custom_partitioning",
         "cudnn_fusion",
-        "scaled_matmul_wrapper",
         "dot_product_attention_fwd_wrapper",
         "dot_product_attention_bwd_wrapper",
         "dot_product_attention_fp8_fwd_wrapper",
@@ -83,13 +77,11 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "freeze",
         "run_state",
     ),
-    _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
     _SPARSE: ("bcoo_dot_general", "bcoo_fromdense"),
     _VMAP_RULE: ("custom_vmap_call",),
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
-    _NO_TYPE: ("scaled_dot",),
     _COLLECTIVE: (
         "unreduced_psum",
         "psend",
@@ -113,6 +105,34 @@ NOT_LOWERED: Final[dict[str, str]] = {
     name: reason for reason, names in _GROUPS.items() for name in names
 }
 """Primitive name to the reason."""
+
+
+TAKES_SCALES: Final = frozenset(
+    {
+        "bitcast_convert_type",
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "jit",
+        "optimization_barrier",
+        "pjit",
+        "reshape",
+        "rev",
+        "scaled_dot",
+        "scaled_matmul_wrapper",
+        "slice",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    }
+)
+"""The primitives that take float8_e8m0fnu, which TensorFlow lacks and graphs hold as bits."""
+
+NO_SCALES: Final = (
+    "it takes or gives float8_e8m0fnu, which TensorFlow has not; let it work on the bits, by "
+    "jax.lax.bitcast_convert_type to and from uint8"
+)
 
 
 def runs_python(primitive: str) -> bool:

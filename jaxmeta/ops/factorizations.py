@@ -182,7 +182,7 @@ def lower_qr(
     if not pivoting and use_magma is None:
         return ctx.node("Qr", x, full_matrices=bool(full_matrices))
     assert x.shape is not None
-    options = {"pivoting": bool(pivoting), "full_matrices": bool(full_matrices)}
+    options: dict[str, Any] = {"pivoting": bool(pivoting), "full_matrices": bool(full_matrices)}
     factor = functools.partial(_qr_by_reflectors, **options)
     magma = None if use_magma is None else bool(use_magma)
     batched = _computation.batched(factor, len(x.shape) - 2)

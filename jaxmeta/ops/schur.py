@@ -66,7 +66,7 @@ def _schur(a: jax.Array) -> Pair:
 
     def is_going_on(state: Any) -> jax.Array:
         _, _, last, step = state
-        return (last > 0) & (step < _STEPS_PER_ROW * max(size, 10))
+        return jnp.asarray((last > 0) & (step < _STEPS_PER_ROW * max(size, 10)))
 
     def iterate(state: Any) -> Any:
         matrix, vectors, last, step = state
@@ -155,7 +155,8 @@ def _chase(pair: Pair, first: jax.Array, last: jax.Array, step: jax.Array) -> Pa
         matrix, vectors = _reflect(pair, vector, tau)
         return jnp.where(k == first, matrix, _clear_below(matrix, k, column)), vectors
 
-    return lax.fori_loop(first, last, move, pair)
+    moved: Pair = lax.fori_loop(first, last, move, pair)
+    return moved
 
 
 def _one_shift(

@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
+from jaxmeta import dtypes
 from jaxmeta.tracing import dimensions
 
 Jaxpr = Any
@@ -109,6 +110,11 @@ def is_float0(dtype: Any) -> bool:
     return bool(dtype == jax.dtypes.float0)
 
 
+def is_token(aval: Any) -> bool:
+    """Returns whether an aval is that of tokens, which only order effects."""
+    return type(aval).__name__ == "AbstractToken"  # which has no public name
+
+
 @functools.cache
 def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
     """Returns the implementation's name and the shape of one key's uint32 data."""
@@ -125,10 +131,15 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
     """Returns shape and dtype as the graph holds them: typed keys as their uint32 data.
 
-    Tangents of integers are bools, as XLA has them.
+    Tangents of integers are bools, as XLA has them. Scales of blocks are their bits, and tokens
+    bools without axes.
     """
+    if is_token(aval):
+        return jax.ShapeDtypeStruct((), np.bool_)
     if is_float0(aval.dtype):
         return jax.ShapeDtypeStruct(aval.shape, np.bool_)
+    if dtypes.is_scale(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, np.uint8)
     if is_key_dtype(aval.dtype):
         _, data_shape = key_layout(aval.dtype)
         return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)

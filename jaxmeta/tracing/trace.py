@@ -145,6 +145,7 @@ def lower_function(
     opened = jaxprs.open_jaxpr(jaxpr)
     sizes: list[Edge] = []
     if is_entry:
+        _check_entry(tracing, opened)
         shapes = [jaxprs.physical_aval(var.aval).shape for var in opened.invars]
         tracing.dimensions = dimensions.names_of(size for shape in shapes for size in shape)
     elif tracing.is_symbolic(jaxpr) if takes_sizes is None else takes_sizes:
@@ -175,6 +176,21 @@ def lower_function(
 def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
     """Returns whether it matters that a literal's type is weak; most often it does not."""
     return any(jaxprs.is_weak(var.aval) for var in eqn.outvars) or any(jaxprs.subjaxprs(eqn))
+
+
+def _has_scales(eqn: jaxprs.Eqn) -> bool:
+    return any(
+        dtypes.is_scale(getattr(atom.aval, "dtype", None)) for atom in (*eqn.invars, *eqn.outvars)
+    )
+
+
+def _check_entry(tracing: Tracing, jaxpr: jaxprs.Jaxpr) -> None:
+    """Notes what a function cannot take or return, though it may be inside of it."""
+    for kind, atoms in (("argument", jaxpr.invars), ("result", jaxpr.outvars)):
+        for index, atom in enumerate(atoms):
+            if jaxprs.is_token(atom.aval) or dtypes.is_scale(atom.aval.dtype):
+                offender = f"{kind} {index} is a {atom.aval}, which TensorFlow has not"
+                tracing.offenders[offender] = None
 
 
 def _number(aval: Any) -> int:
@@ -257,6 +273,8 @@ class Lowerer:
             if lowering is None:
                 reason = _not_lowered.NOT_LOWERED.get(eqn.primitive.name, "it has no node form")
                 raise _NoNodeFormError(reason)
+            if eqn.primitive.name not in _not_lowered.TAKES_SCALES and _has_scales(eqn):
+                raise _NoNodeFormError(_not_lowered.NO_SCALES)
             try:
                 if jaxprs.has_explicit_sharding(eqn):
                     outputs = sharding_ops.lower_explicit(self, inputs)
