@@ -36,10 +36,6 @@ _TRANSIENT: Final = (
 _SPARSE: Final = (
     "it is a primitive of jax.experimental.sparse; use dense arrays, or gather and segment_sum"
 )
-_VMAP_RULE: Final = (
-    "its rule for jax.vmap is Python that asks for the size of the batch; call the function that "
-    "jax.custom_batching.custom_vmap wraps"
-)
 _EXPORTED: Final = (
     "it calls a module of jax.export; call the function that was exported, or let add_signature "
     "carry it with carry_custom_calls"
@@ -79,7 +75,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     _TRANSIENT: ("custom_lin",),
     _SPARSE: ("bcoo_dot_general", "bcoo_fromdense"),
-    _VMAP_RULE: ("custom_vmap_call",),
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
     _COLLECTIVE: (
