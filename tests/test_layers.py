@@ -76,7 +76,7 @@ ROWS = (
         "tracing.binding",
         "tracing.custom_calls",
         "tracing.vmap_rules",
-        "tracing.discharging",
+        "tracing.ref_places",
         "trees",
     ),
     (
@@ -92,6 +92,7 @@ ROWS = (
         "specs",
         "state_leaves",
         "tracing.dimension_nodes",
+        "tracing.discharging",
         "tracing.sizes",
     ),
     (

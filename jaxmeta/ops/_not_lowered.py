@@ -19,8 +19,8 @@ _CUSTOM_KERNEL: Final = (
 )
 _MUTABLE: Final = (
     "it reads or writes a mutable array (jax.new_ref) that cannot be turned into a plain value, as "
-    "within jax.checkpoint, a custom derivative or a loop's condition; write the function with "
-    "plain arrays that it takes and returns"
+    "where a function with a derivative rule takes it, or where a loop's condition reads what its "
+    "body writes, which JAX itself does not see; write the function with plain arrays"
 )
 _COLLECTIVE: Final = (
     "a collective of few uses; use psum, all_gather, ppermute, all_to_all or psum_scatter, or jit "
@@ -70,6 +70,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "swap",
         "addupdate",
         "accum_grad_in_ref",
+        "broadcast_to",
         "freeze",
         "run_state",
     ),
@@ -128,6 +129,10 @@ NO_SCALES: Final = (
     "it takes or gives float8_e8m0fnu, which TensorFlow has not; let it work on the bits, by "
     "jax.lax.bitcast_convert_type to and from uint8"
 )
+
+
+MUTABLE: Final = _MUTABLE
+"""Why an eqn has no node form that is given a reference."""
 
 
 def runs_python(primitive: str) -> bool:

@@ -110,6 +110,11 @@ def is_float0(dtype: Any) -> bool:
     return bool(dtype == jax.dtypes.float0)
 
 
+def is_reference(atom: Atom) -> bool:
+    """Returns whether an atom is a mutable array, rather than its value."""
+    return hasattr(atom.aval, "inner_aval")
+
+
 def is_token(aval: Any) -> bool:
     """Returns whether an aval is that of tokens, which only order effects."""
     return type(aval).__name__ == "AbstractToken"  # which has no public name

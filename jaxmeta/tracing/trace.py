@@ -19,7 +19,7 @@ from jaxmeta.graphs import nodes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
-from jaxmeta.tracing import dimension_nodes, dimensions, jaxprs
+from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs
 from jaxmeta.tracing.staged_functions import Tracing as Tracing
 
 # XLA sees through the sizes that a loop or branch is given, as it does through those of a call.
@@ -203,6 +203,8 @@ class Lowerer:
                 raise _NoNodeFormError(reason)
             if eqn.primitive.name not in _not_lowered.TAKES_SCALES and _has_scales(eqn):
                 raise _NoNodeFormError(_not_lowered.NO_SCALES)
+            if any(map(jaxprs.is_reference, (*eqn.invars, *eqn.outvars))):
+                raise _NoNodeFormError(_not_lowered.MUTABLE)
             try:
                 if jaxprs.has_explicit_sharding(eqn):
                     outputs = sharding_ops.lower_explicit(self, inputs)
@@ -384,7 +386,8 @@ class Lowerer:
         tracing.active_rules[key] = reserved
         try:
             for jaxpr, name in zip(trace_rules(), reserved, strict=True):
-                lower_function(tracing, jaxpr, name, reserved_name=name)
+                plain = discharging.without_refs(jaxpr)
+                lower_function(tracing, plain, name, reserved_name=name)
         finally:
             del tracing.active_rules[key]
         return [values.FunctionRef(name) for name in reserved]
@@ -407,7 +410,8 @@ class Lowerer:
             for (name, jaxpr), final_name in zip(jaxprs.items(), reserved, strict=True):
                 own = tracing.apart()
                 try:
-                    lower_function(own, jaxpr, final_name, reserved_name=final_name)
+                    plain = discharging.without_refs(jaxpr)
+                    lower_function(own, plain, final_name, reserved_name=final_name)
                 except errors.JaxmetaError as error:
                     own.offenders[str(error)] = None
                 if own.offenders:
