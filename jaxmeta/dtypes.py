@@ -124,6 +124,11 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def pairs() -> list[tuple[np.dtype[Any], int]]:
+    """Returns all numpy dtypes that TensorFlow has, with their DataType numbers."""
+    return list(_DTYPE_TO_NUMBER.items())
+
+
 def is_reference(number: int) -> bool:
     """Returns whether a DataType number is that of a reference, such as ``DT_FLOAT_REF``."""
     return number > _REF_OFFSET
