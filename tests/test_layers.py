@@ -28,10 +28,12 @@ ROWS = (
         "graphs.default_graphs",
         "meta_graphs",
         "ops._not_lowered",
+        "ops._reflectors",
         "pausing",
         "saving",
         "tracing",
         "tracing.eqn_params",
+        "tracing.ref_places",
         "tracing.sharded_functions",
     ),
     (
@@ -75,7 +77,8 @@ ROWS = (
         "shardings",
         "tracing.binding",
         "tracing.custom_calls",
-        "tracing.discharging",
+        "tracing.static_arguments",
+        "tracing.vmap_rules",
         "trees",
     ),
     (
@@ -90,6 +93,7 @@ ROWS = (
         "specs",
         "state_leaves",
         "tracing.dimension_nodes",
+        "tracing.discharging",
         "tracing.sizes",
     ),
     (
@@ -101,6 +105,7 @@ ROWS = (
         "ops._indexing",
         "ops._matrices",
         "ops._pointwise",
+        "ops._scales",
     ),
     (
         "checkpoint.restoring",
@@ -120,6 +125,7 @@ ROWS = (
         "meta_graphs.graph_def_checks",
         "ops.<family>",
         "saving.saveables",
+        "tracing.staged_functions",
     ),
     (
         "execution.segments",
@@ -128,7 +134,6 @@ ROWS = (
         "meta_graphs.node_differences",
         "ops",
         "saving.saver_nodes",
-        "tracing.static_arguments",
         "tracing.trace",
     ),
     (

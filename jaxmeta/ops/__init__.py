@@ -13,6 +13,7 @@ from jaxmeta.ops import conv_gradients as conv_gradients
 from jaxmeta.ops import creation as creation
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
+from jaxmeta.ops import custom_vmap as custom_vmap
 from jaxmeta.ops import dataflow as dataflow
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
@@ -32,8 +33,10 @@ from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
+from jaxmeta.ops import scaled_dot as scaled_dot
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import schur as schur
 from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
@@ -46,6 +49,7 @@ from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random
+from jaxmeta.ops import tokens as tokens
 from jaxmeta.ops import training as training
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients
