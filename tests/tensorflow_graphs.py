@@ -355,5 +355,3 @@ OPS = {
     "ResourceGatherNd",
     "VariableShape",
 }
-RANDOM = [op for op in KERNELS if "Random" in op and "Queue" not in op and "Rng" not in op]
-RANDOM += ["TruncatedNormal", "StatelessTruncatedNormal", "Multinomial"]

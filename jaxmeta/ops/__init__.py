@@ -28,6 +28,7 @@ from jaxmeta.ops import nn as nn
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
+from jaxmeta.ops import random_generators as random_generators
 from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reflectors as reflectors
@@ -41,6 +42,7 @@ from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
+from jaxmeta.ops import stateless_random as stateless_random
 from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic

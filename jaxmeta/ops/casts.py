@@ -59,7 +59,11 @@ def lower_bitcast_convert_type(ctx: LoweringContext, x: Edge, *, new_dtype: Any)
 
 @kernel("Bitcast")
 def bitcast(x: Any, *, type: int) -> Any:
-    return lax.bitcast_convert_type(x, dtypes.dtype_from_number(type))
+    # Random generators of TensorFlow have 64 bits, also where JAX has these switched off.
+    dtype = dtypes.dtype_from_number(type)
+    is_wide = jaxprs.is_wide(x.dtype) or jaxprs.is_wide(dtype)
+    with jax.enable_x64(is_wide or jaxprs.has_64_bit_types()):
+        return lax.bitcast_convert_type(x, dtype)
 
 
 example(lambda x: lax.bitcast_convert_type(x, np.int32), f32(5), gradient=False)
