@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 import jax
+import matrix_graphs
 import numpy as np
 import primitive_names
 import pytest
@@ -229,7 +230,11 @@ TESTED_IN = {
     ),
     "test_custom_calls.py": ("XlaCallModule",),
     "test_dataflow.py": tuple(op for op, kernel in KERNELS.items() if kernel.needs_values),
-    "test_tensorflow_ops.py": tuple(tensorflow_graphs.OPS),
+    "test_tensorflow_ops.py": (
+        *tensorflow_graphs.OPS,
+        *(graph.op for graph in tensorflow_graphs.GRAPHS),
+        *matrix_graphs.ALIASES,
+    ),
     "test_tensorflow_random.py": random_graphs.OPS,
     "test_summaries.py": tuple(op for op in KERNELS if op.endswith(("Summary", "SummaryV2"))),
 }

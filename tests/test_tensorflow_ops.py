@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import matrix_graphs
 import numpy as np
 import pytest
 from tensorflow_graphs import GRAPHS, TRAINING, TensorFlowGraph
 
 import jaxmeta
 from jaxmeta import op_defs
+
+assert matrix_graphs.ALIASES  # importing it adds its graphs
 
 
 def compare(found: Any, expected: Any) -> None:
@@ -41,6 +44,45 @@ def test_op_gives_what_tensorflow_gives(graph: TensorFlowGraph, rng, tmp_path, t
         jaxmeta.import_meta_graph(path)
         session.run(initializer)
         compare(session.run(fetches, arrays), expected)
+
+
+def differentiate(tf: Any, graph: TensorFlowGraph, inputs: Any) -> list[Any]:
+    """Returns a loss of a graph, and TensorFlow's derivatives of it by the inputs that have any."""
+    made = tf.nest.flatten(graph.make(tf, *inputs))
+    squares = [
+        tf.reduce_sum(tf.square(tf.math.real(tensor)) + tf.square(tf.math.imag(tensor)))
+        for tensor in made
+        if tensor.dtype.is_floating or tensor.dtype.is_complex
+    ]
+    loss = tf.add_n(squares, name="loss")
+    return [loss, *tf.gradients(loss, [x for x in inputs if x.dtype.is_floating])]
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize(
+    "graph",
+    [graph for graph in GRAPHS if graph.has_gradient],
+    ids=[f"{i}-{g.op}" for i, g in enumerate(GRAPHS) if g.has_gradient],
+)
+def test_op_has_tensorflows_gradient(graph: TensorFlowGraph, rng, tmp_path, tensorflow):
+    tf1, path = tensorflow.compat.v1, str(tmp_path / "theirs.meta")
+    arrays = {f"x{i}:0": spec.array(rng) for i, spec in enumerate(graph.specs)}
+    with tensorflow.Graph().as_default(), tf1.Session() as session:
+        inputs = [
+            tf1.placeholder(array.dtype, array.shape, name=name.removesuffix(":0"))
+            for name, array in arrays.items()
+        ]
+        fetches = [tensor.name for tensor in differentiate(tensorflow, graph, inputs)]
+        tf1.train.export_meta_graph(path)
+        expected = session.run(fetches, arrays)
+
+    real = [name for name, array in arrays.items() if array.dtype.kind == "f"]
+    with jaxmeta.Graph().as_default() as imported, jaxmeta.Session() as session:
+        jaxmeta.import_meta_graph(path)
+        compare(session.run(fetches, arrays), expected)
+        loss, *places = map(imported.get_tensor_by_name, ["loss:0", *real])
+        if places:
+            compare(session.run(jaxmeta.gradients(loss, places), arrays), expected[1:])
 
 
 def options_of(op: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from jaxmeta.ops import creation as creation
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
 from jaxmeta.ops import dataflow as dataflow
+from jaxmeta.ops import diagonals as diagonals
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
@@ -24,6 +25,7 @@ from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
+from jaxmeta.ops import matrix_functions as matrix_functions
 from jaxmeta.ops import nn as nn
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
