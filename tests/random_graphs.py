@@ -114,7 +114,35 @@ def of_generator(tf):
     return [result for result in results if not isinstance(result, tf.Operation)]
 
 
+@drawn
+def of_candidates(tf):
+    classes = tf.constant([[3], [0], [7], [19]], tf.int64)
+    plain = {"true_classes": classes, "num_true": 1, "num_sampled": 9, "range_max": 20}
+    results: list[Any] = []
+    for name in ("Uniform", "LogUniform", "LearnedUnigram", "ThreadUnsafeUnigram"):
+        op = getattr(tf.raw_ops, f"{name}CandidateSampler")
+        for unique in (False, True):
+            results.append(list(op(unique=unique, seed=5, seed2=len(results), **plain)))
+    unigrams = [float(i % 5 + 1) for i in range(19)]
+    fixed = {**plain, "num_reserved_ids": 1, "unigrams": unigrams, "distortion": 0.75}
+    for unique in (False, True):
+        made = tf.raw_ops.FixedUnigramCandidateSampler(unique=unique, seed=5, seed2=9, **fixed)
+        results.append(list(made))
+    whole = {name: plain[name] for name in ("true_classes", "num_true")}
+    every = tf.raw_ops.AllCandidateSampler(num_sampled=20, unique=True, **whole)
+    options = {"true_classes": classes, "num_true": 1}
+    hits = [
+        tf.raw_ops.ComputeAccidentalHits(sampled_candidates=ids, **options)
+        for ids in ([19, 2, 3, 3, 5], results[3][0])
+    ]
+    return [*results, list(every), *map(list, hits)]
+
+
 OPS: Final = (
+    *(f"{name}CandidateSampler" for name in ("Uniform", "LogUniform", "LearnedUnigram", "All")),
+    "ThreadUnsafeUnigramCandidateSampler",
+    "FixedUnigramCandidateSampler",
+    "ComputeAccidentalHits",
     "RandomUniform",
     "RandomStandardNormal",
     "TruncatedNormal",

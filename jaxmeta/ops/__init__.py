@@ -4,6 +4,7 @@ from jaxmeta.ops import arithmetic as arithmetic
 from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
+from jaxmeta.ops import candidate_sampling as candidate_sampling
 from jaxmeta.ops import casts as casts
 from jaxmeta.ops import collectives as collectives
 from jaxmeta.ops import comparison as comparison

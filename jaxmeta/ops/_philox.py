@@ -140,3 +140,15 @@ def key_and_counter_of_attrs(seed: int, seed2: int) -> tuple[jax.Array, jax.Arra
     words = split_words(np.asarray([seed % 2**64, seed2 % 2**64], np.uint64))
     zero = jnp.zeros(2, np.uint32)
     return words[0], jnp.concatenate([zero, words[1]])
+
+
+def take_blocks(state: Any, node_name: str, seed: int, seed2: int, count: int) -> tuple[Any, Any]:
+    """Returns the words of key and counter of an op's next run, which uses ``count`` blocks."""
+    key, counter = key_and_counter_of_attrs(seed, seed2)
+    if state is None:
+        return key, counter
+    step = np.asarray(count % 2**32, np.uint32)
+    low = state.count(node_name, step)
+    carry = (low + step < step).astype(np.uint32)
+    high = state.count(f"{node_name}:high", carry + np.uint32(count >> 32))
+    return key, jnp.stack(add_to_counter(counter, [low, high]))

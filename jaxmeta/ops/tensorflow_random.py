@@ -21,20 +21,8 @@ from jaxmeta.ops._operands import ints
 _BLOCKS_PER_OUTPUT: Final = 256
 
 
-def take_blocks(state: Any, node_name: str, seed: int, seed2: int, count: int) -> tuple[Any, Any]:
-    """Returns the words of key and counter of an op's next run, which uses ``count`` blocks."""
-    key, counter = _philox.key_and_counter_of_attrs(seed, seed2)
-    if state is None:
-        return key, counter
-    step = np.asarray(count % 2**32, np.uint32)
-    low = state.count(node_name, step)
-    carry = (low + step < step).astype(np.uint32)
-    high = state.count(f"{node_name}:high", carry + np.uint32(count >> 32))
-    return key, jnp.stack(_philox.add_to_counter(counter, [low, high]))
-
-
 def _of_outputs(state: Any, node_name: str, seed: int, seed2: int, outputs: int) -> tuple[Any, Any]:
-    return take_blocks(state, node_name, seed, seed2, outputs * _BLOCKS_PER_OUTPUT)
+    return _philox.take_blocks(state, node_name, seed, seed2, outputs * _BLOCKS_PER_OUTPUT)
 
 
 @kernel("RandomUniform", static=("shape",))
@@ -89,7 +77,7 @@ def random_shuffle(state: Any, value: Any, *, seed: int, seed2: int, node_name: 
     if value.ndim == 0 or value.shape[0] <= 1:
         return value
     blocks = -(-(value.shape[0] - 1) // 4)
-    words = take_blocks(state, node_name, seed, seed2, blocks)
+    words = _philox.take_blocks(state, node_name, seed, seed2, blocks)
     return value[_philox_distributions.permutation(*words, value.shape[0])]
 
 
