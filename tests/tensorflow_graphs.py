@@ -37,13 +37,16 @@ def raw(
     *specs: Spec,
     constants: tuple[Any, ...] = (),
     has_gradient: bool = False,
+    reorder: tuple[int, ...] = (),
     **attrs: Any,
 ) -> None:
-    """Adds a graph of an op that takes placeholders, then constants, in order."""
+    """Adds a graph of an op that takes placeholders, then constants, in order or reordered."""
 
     def make(tf: Any, *tensors: Any) -> Any:
         names = [arg.name for arg in op_defs.get_op_def(op).input_arg]
-        named = dict(zip(names, [*tensors, *map(tf.constant, constants)], strict=True))
+        given = [*tensors, *map(tf.constant, constants)]
+        inputs = [given[index] for index in reorder or range(len(given))]
+        named = dict(zip(names, inputs, strict=True))
         return getattr(tf.raw_ops, op)(**named, **attrs)
 
     GRAPHS.append(TensorFlowGraph(op, make, specs, has_gradient))

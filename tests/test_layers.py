@@ -52,6 +52,7 @@ ROWS = (
         "ops._dataflow_values",
         "ops._handles",
         "ops._philox",
+        "ops._sparse",
         "tracing.dimensions",
         "tree_keys",
         "xla_attrs",

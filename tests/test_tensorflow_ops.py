@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_graphs
 import matrix_graphs
 import numpy as np
 import pytest
+import sparse_graphs
 from tensorflow_graphs import GRAPHS, TRAINING, TensorFlowGraph
 
 import jaxmeta
 from jaxmeta import op_defs
 
-assert matrix_graphs.ALIASES  # importing it adds its graphs
+# Importing them adds their graphs.
+assert array_graphs.ALIASES + matrix_graphs.ALIASES + sparse_graphs.ALIASES
 
 
 def compare(found: Any, expected: Any) -> None:

@@ -1,6 +1,7 @@
 """The op table: importing this package fills it, one family of ops a module."""
 
 from jaxmeta.ops import arithmetic as arithmetic
+from jaxmeta.ops import array_updates as array_updates
 from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
 from jaxmeta.ops import calls as calls
@@ -22,6 +23,7 @@ from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather
+from jaxmeta.ops import histograms as histograms
 from jaxmeta.ops import identities as identities
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
@@ -38,11 +40,14 @@ from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
+from jaxmeta.ops import segments as segments
 from jaxmeta.ops import shapes as shapes
 from jaxmeta.ops import shard_map as shard_map
 from jaxmeta.ops import sharding as sharding
 from jaxmeta.ops import slicing as slicing
 from jaxmeta.ops import sort as sort
+from jaxmeta.ops import sparse_arithmetic as sparse_arithmetic
+from jaxmeta.ops import sparse_tensors as sparse_tensors
 from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
 from jaxmeta.ops import stateless_random as stateless_random
@@ -51,6 +56,7 @@ from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random
+from jaxmeta.ops import tensorflow_special_functions as tensorflow_special_functions
 from jaxmeta.ops import training as training
 from jaxmeta.ops import window as window
 from jaxmeta.ops import window_gradients as window_gradients
