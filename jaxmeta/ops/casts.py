@@ -40,6 +40,8 @@ def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:
     dtype = dtypes.dtype_from_number(DstT)
     if jnp.iscomplexobj(x) and dtype.kind == "b":
         return lax.convert_element_type(x, dtype)  # the primitive would drop the imaginary part
+    if dtype.kind in "iu" and not jaxprs.is_wide(x.dtype):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)  # int64 is int32 where 64 bits are off
     return jaxprs.cast(x, dtype, is_weak=_jax_weak_type)
 
 

@@ -69,7 +69,7 @@ on_host("Neg")(np.negative)
 on_host("Maximum")(np.frompyfunc(dimensions.maximum, 2, 1))
 on_host("Minimum")(np.frompyfunc(dimensions.minimum, 2, 1))
 
-kernel("FloorDiv")(lambda x, y: jnp.floor_divide(jnp.asarray(x), jnp.asarray(y)))
+kernel("FloorDiv")(lambda x, y: jnp.floor_divide(x, y))
 kernel("FloorMod")(lambda x, y: jnp.mod(x, y))
 
 
