@@ -157,6 +157,11 @@ def has_64_bit_types() -> bool:
     return bool(config.jax_enable_x64)
 
 
+def is_wide(dtype: Any) -> bool:
+    """Returns whether JAX has a dtype only where 64-bit types are switched on."""
+    return str(dtype) in ("float64", "int64", "uint64", "complex128")
+
+
 def impl_name(impl: Any) -> str:
     """Returns the name of the PRNG implementation that a primitive's parameter holds."""
     return str(getattr(impl, "name", impl))
@@ -223,8 +228,9 @@ SCAN_LAYOUT_PARAMS: Final = frozenset({"num_consts", "num_carry", "ft_in", "ft_o
 
 
 def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
-    """Returns the closed jaxpr of a function of arrays."""
-    return jax.make_jaxpr(fn)(*avals)
+    """Returns the closed jaxpr of a function of arrays, which may be of 64 bits in any case."""
+    with jax.enable_x64(has_64_bit_types() or any(is_wide(aval.dtype) for aval in avals)):
+        return jax.make_jaxpr(fn)(*avals)
 
 
 def is_refusal_to_differentiate(error: BaseException) -> bool:
