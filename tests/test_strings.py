@@ -18,6 +18,7 @@ FLOATS = np.array([1.5, -2.25e-5, 1e10], np.float32)
 
 MATRIX = np.array([["a", "bc"], ["", "d"], ["e", "f"]], dtype=object)
 
+INDICES = np.int64([[0, 1], [2, 0], [3, 2]])
 
 CASES = {
     "StringJoin": lambda raw, s: raw.StringJoin(inputs=[s, "-", s], separator="+"),
@@ -84,6 +85,15 @@ CASES = {
         sparse_values=["a", "b"],
         default_value="-",
     ),
+    "SparseFillEmptyRows": lambda raw, s: raw.SparseFillEmptyRows(
+        indices=INDICES, values=s, dense_shape=np.int64([4, 3]), default_value="none"
+    )[1],
+    "SparseReorder": lambda raw, s: raw.SparseReorder(
+        input_indices=INDICES[::-1], input_values=s, input_shape=np.int64([4, 3])
+    )[1],
+    "SparseConcat": lambda raw, s: raw.SparseConcat(
+        indices=[INDICES] * 2, values=[s, s], shapes=[np.int64([4, 3])] * 2, concat_dim=1
+    )[1],
     "EnsureShape": lambda raw, s: raw.EnsureShape(input=s, shape=[None]),
     "ZerosLike": lambda raw, s: raw.ZerosLike(x=s),
     "ShapeN": lambda raw, s: raw.ShapeN(input=[s, MATRIX])[1],

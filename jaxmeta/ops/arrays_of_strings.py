@@ -269,3 +269,31 @@ def list_diff(x: Any, y: Any, *, out_idx: int) -> list[Any]:
     kept = [(item, place) for place, item in enumerate(np.ravel(x).tolist()) if item not in others]
     dtype = dtypes.dtype_from_number(out_idx)
     return [string_array([item for item, _ in kept]), np.array([p for _, p in kept], dtype)]
+
+
+@string_kernel("SparseReorder")
+def sparse_reorder(input_indices: Any, input_values: Any, input_shape: Any) -> list[Any]:
+    del input_shape
+    order = np.lexsort(np.asarray(input_indices).T[::-1])
+    return [np.asarray(input_indices)[order], np.asarray(input_values)[order]]
+
+
+@string_kernel("SparseConcat")
+def sparse_concat(*indices_values_and_shapes: Any, concat_dim: int) -> list[Any]:
+    count = len(indices_values_and_shapes) // 3
+    indices, values, shapes = (
+        [np.asarray(part) for part in indices_values_and_shapes[count * i : count * i + count]]
+        for i in range(3)
+    )
+    axis = concat_dim % len(shapes[0])
+    if any(
+        np.delete(shape, axis).tolist() != np.delete(shapes[0], axis).tolist() for shape in shapes
+    ):
+        raise errors.InvalidArgumentError(
+            f"SparseConcat: shapes {[shape.tolist() for shape in shapes]} differ beside axis {axis}"
+        )
+    offsets = np.cumsum([0, *(shape[axis] for shape in shapes)])
+    steps = np.eye(len(shapes[0]), dtype=np.int64)[axis]
+    moved = [part + steps * offset for part, offset in zip(indices, offsets, strict=False)]
+    whole = shapes[0] + steps * (offsets[-1] - shapes[0][axis])
+    return [*sparse_reorder(np.concatenate(moved), np.concatenate(values), whole), whole]
