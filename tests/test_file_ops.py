@@ -272,6 +272,24 @@ def test_what_a_checkpoint_has_not_is_an_error(tensorflow, tmp_path):
             run_here(saved, fetch, allow_files=True)
 
 
+def test_variables_of_strings_are_saved_as_tensorflow_saves_them(tensorflow, tmp_path):
+    saved, tf1 = variables(tensorflow, 2, sharded=False), tensorflow.compat.v1
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session() as session:
+        import_here(saved)
+        session.run("init")
+        options = {"saver_def": graph.saver_def, "graph": graph}
+        with (
+            jaxmeta.Saver(**options) as saver,
+            pytest.raises(errors.CheckpointError, match="save in the format 'tensor_bundle'"),
+        ):
+            saver.save(session, tmp_path / "orbax")
+        with jaxmeta.Saver(**options, checkpoint_format="tensor_bundle") as saver:
+            path = saver.save(session, tmp_path / "bundle", write_meta_graph=False)
+    with tensorflow.Graph().as_default(), tf1.Session() as session:
+        tf1.train.import_meta_graph(saved).restore(session, str(path))
+        assert session.run("s:0").tolist() == [b"a", "b\u00e9".encode()]
+
+
 # --- counters ------------------------------------------------------------------------------------
 
 
