@@ -148,6 +148,7 @@ class Kernel:
             the handles that its variable's node gives, and are returned as these.
         needs_values: whether it cannot be traced, so that the whole plan runs op by op.
         is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        takes_functions: whether attrs of the op name functions.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
@@ -164,6 +165,7 @@ class Kernel:
     has_references: bool = False
     needs_values: bool = False
     is_dataflow: bool = False
+    takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
 
@@ -435,6 +437,7 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
         is_host=is_host,
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
+        takes_functions=any("func" in attr.type for attr in op_def.attr),
     )
 
 
