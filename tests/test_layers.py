@@ -36,6 +36,7 @@ ROWS = (
     ),
     (
         "checkpoint.background",
+        "checkpoint.batches",
         "checkpoint.coding",
         "checkpoint.layout",
         "checkpoint.retention",
