@@ -111,17 +111,27 @@ def bind_scan(
     )
 
 
-@functools.cache
 def _scan_layout(num_consts: int, num_carry: int, num_xs: int, num_ys: int) -> dict[str, Any]:
-    """Returns the parameters of a scan that only say how many operands of each kind it has.
+    """Returns the parameters of a scan that only say how many operands of each kind it has."""
+    if "num_consts" in _sample_scan_layout(0, 1, 0, 0):  # plain numbers, until JAX 0.12
+        return {"num_consts": num_consts, "num_carry": num_carry}
+    return _sample_scan_layout(num_consts, num_carry, num_xs, num_ys)
 
-    They are taken from a scan over scalars that this JAX traced itself, so that their form need
-    not be known here.
+
+@functools.cache
+def _sample_scan_layout(
+    num_consts: int, num_carry: int, num_xs: int, num_ys: int
+) -> dict[str, Any]:
+    """Returns these parameters of a scan over scalars that this JAX traced itself.
+
+    So their form need not be known here.
     """
 
     def outer(constants: list[Any], init: list[Any], xs: list[Any]) -> Any:
         def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-            total = functools.reduce(lax.add, [*constants, *x], np.float32(1))
+            total: Any = np.float32(1)
+            for value in (*constants, *x):
+                total = lax.add(total, value)
             return [lax.add(c, total) for c in carry], [lax.neg(total) for _ in range(num_ys)]
 
         return lax.scan(body, init, xs, length=1)
