@@ -116,7 +116,8 @@ def save_constants(megabytes: int, folder: str) -> Result:
 
 def load_program(megabytes: int, path: str, devices: int = 1) -> Result:
     """Loads what was saved; onto several devices, each array spread over all of them."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    if devices > 1:
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
 
     import jaxmeta as jm

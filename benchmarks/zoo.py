@@ -145,15 +145,15 @@ def _draw(figure: Any, rows: list[reporting.Row]) -> None:
 def main() -> None:
     options = timing.arguments(__doc__)
     names = list(_entries())
-    size, rounds = "real", 5 if options.full else 3
+    size, rounds = "real", 5 if options.full else 1
     if options.quick:
         names, size, rounds = names[:2], "reduced", 1
     report = reporting.Report("zoo", "The zoo: from a file to a jaxpr")
     report.note(
         f"Seconds are CPU time at {size} sizes, medians of {rounds} interleaved rounds, each in a "
-        "new process. Before the original is traced, its arguments and constants are made and JAX's "
-        "caches cleared. Both lower to the same StableHLO. `ratio` is (import + retrace) / trace; "
-        "parsing is part of the import."
+        "new process. Before the original is traced, its arguments and constants are made, and "
+        "JAX's caches cleared. Both lower to the same StableHLO. `ratio` is (import + retrace) / "
+        "trace; parsing is part of the import."
     )
     rows = []
     for name in names:
