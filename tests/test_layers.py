@@ -129,6 +129,7 @@ ROWS = (
         "meta_graphs.node_differences",
         "ops",
         "saving.saver_nodes",
+        "tracing.static_arguments",
         "tracing.trace",
     ),
     (
