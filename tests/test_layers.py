@@ -18,6 +18,7 @@ ROWS = (
     (
         "_proto",
         "checkpoint.atomic",
+        "checkpoint.batches",
         "checkpoint.crc32c",
         "command_line",
         "errors",
