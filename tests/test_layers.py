@@ -66,6 +66,7 @@ ROWS = (
         "meta_graphs.graph_transforms",
         "meta_graphs.meta_graph_file",
         "tracing.jaxprs",
+        "tracing.unifying",
         "values",
     ),
     (
@@ -124,6 +125,7 @@ ROWS = (
     (
         "execution.segments",
         "graphs.operators",
+        "graphs.same_sizes",
         "graphs.shape_inference",
         "meta_graphs.node_differences",
         "ops",

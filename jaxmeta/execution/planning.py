@@ -375,6 +375,16 @@ class Planner:
         return new
 
 
+def static_inputs(node: graph_pb2.NodeDef) -> frozenset[int]:
+    """Returns which inputs of a node must be known while tracing, by position."""
+    attr = node.attr
+    if dimension_nodes.DIMENSIONS_ATTR in attr:
+        first = sizes.num_inputs_before_operands(node.op)
+        return frozenset(range(first, first + len(attr[dimension_nodes.DIMENSIONS_ATTR].list.s)))
+    kernel = _definition.KERNELS.get(node.op)
+    return _with_static_lists(node, kernel).static if kernel is not None else frozenset()
+
+
 def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
     """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
     op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None

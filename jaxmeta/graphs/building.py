@@ -195,7 +195,7 @@ class Graph(graph.GraphBuilder):
         recorded = self.recorded_shape(name, index)
         tensor_name = f"{name}:{index}"
         if recorded is None and tensor_name not in self._without_shape:
-            recorded = shape_inference.infer_shape(self, tensor_name)
+            recorded = shape_inference.static_shape(shape_inference.sizes_of(self, tensor_name))
             if recorded is None:
                 self._without_shape.add(tensor_name)
             else:
@@ -209,6 +209,10 @@ class Graph(graph.GraphBuilder):
     def read_variable(self, variable: Variable, name: str | None = None) -> Tensor:
         """Adds a node that reads a variable; see `Variable.value`."""
         return elementary.read_variable(self, variable, name)
+
+    def set_tensor_shape(self, tensor: Tensor, shape: Any) -> None:
+        """Says more of a tensor's shape; see `Tensor.set_shape`."""
+        elementary.set_shape(self, tensor, shape)
 
     def add_identity(self, value: Any, name: str | None) -> Tensor:
         """Adds a node that gives what it takes; see `jaxmeta.identity`."""

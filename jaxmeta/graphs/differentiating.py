@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from jaxmeta import dtypes, errors, naming
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import executor, ordering
-from jaxmeta.graphs import calling, elementary
+from jaxmeta.execution import executor, ordering, planning
+from jaxmeta.graphs import calling, elementary, shape_inference
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Tensor, Variable
 from jaxmeta.graphs.staging import NodeIndex
@@ -64,29 +64,25 @@ def _seed(target: GraphBuilder, y: Tensor, seed: Any) -> Tensor:
         if None not in (tensor.shape, y.shape) and tensor.shape != y.shape:
             raise errors.GraphError(f"the gradient of {y} has another shape: {tensor}")
         return tensor
-    _refuse_unknown_shapes([y])
-    shape = tuple(size or 0 for size in y.shape or ())
-    return tensor_of_ones(target, shape, y.dtype)
+    return tensor_of_ones(target, y)
 
 
-def tensor_of_ones(target: GraphBuilder, shape: tuple[int, ...], dtype: Any) -> Tensor:
-    """Returns a tensor of ones, as one number and its shape."""
-    one = elementary.add_constant(target, 1, dtype, name="grad_ys/Const")
-    if not shape:
+def tensor_of_ones(target: GraphBuilder, like: Tensor) -> Tensor:
+    """Returns a tensor of ones with another one's shape, as one number and that shape."""
+    one = elementary.add_constant(target, 1, like.dtype, name="grad_ys/Const")
+    if like.shape == ():
         return one
-    sizes = elementary.add_constant(target, shape, "int32", name="grad_ys/Shape")
-    edges = [elementary.edge_of(sizes), elementary.edge_of(one)]
-    (filled,) = target.add_node("Fill", edges, {}, "grad_ys/Fill")
-    return elementary.tensor_of(target, filled, shape)
-
-
-def _refuse_unknown_shapes(tensors: Sequence[Tensor]) -> None:
-    bad = [str(t) for t in tensors if t.shape is None or None in t.shape]
-    if bad:
-        headline = "gradients need the static shapes of these:"
-        raise errors.GraphError(
-            errors.list_offenders(headline, bad, "Give placeholders all of their sizes.")
-        )
+    if like.shape is None or None in like.shape:
+        (shape,) = target.add_node("Shape", [elementary.edge_of(like)], {}, "grad_ys/Shape")
+    else:
+        constant = elementary.add_constant(target, like.shape, "int32", name="grad_ys/Shape")
+        shape = elementary.edge_of(constant)
+    (filled,) = target.add_node("Fill", [shape, elementary.edge_of(one)], {}, "grad_ys/Fill")
+    sizes = shape_inference.sizes_of(target, like.name)
+    tensor = elementary.tensor_of(target, filled, like.shape)
+    if sizes is not None:
+        target.record_sizes(tensor.name, sizes)
+    return tensor
 
 
 # --- what depends on what ----------------------------------------------------------------------
@@ -208,7 +204,6 @@ class _Section:
             [y.name for y, _ in pairs],
         )
         tensors = [self._graph.get_tensor_by_name(name) for name in [*x_names, *others]]
-        _refuse_unknown_shapes(tensors)
         primals = [self._graph.get_tensor_by_name(self._x_names[x][0]) for x in connected]
 
         def pull_back(first: Any, rest: Any, cotangents: Any) -> Any:
@@ -252,10 +247,11 @@ class _Section:
                 continue
             found.pop(name, None)
             seen[name] = is_static
+            static = planning.static_inputs(node)
             kernel = _definition.KERNELS.get(node.op)
+            passes_on = is_static and not (kernel is not None and kernel.gives_sizes)
             for index, ref in enumerate(_data_inputs(node)):
-                needs = kernel is not None and index in kernel.static
-                pending.append((ref, is_static or needs))
+                pending.append((ref, passes_on or index in static))
         return list(found)
 
 

@@ -15,6 +15,7 @@ from jaxmeta._proto import graph_pb2
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 DIMS_ATTR: Final = "_jax_dims"  # on a placeholder: its sizes as text, where some are symbolic
+CONSTRAINTS_ATTR: Final = "_jax_dim_constraints"  # what holds of symbolic sizes: "b >= 8"
 DIMENSION_ATTR: Final = "_jax_dimension"  # on a function's argument: which dimension's size it is
 
 

@@ -181,8 +181,7 @@ def _output_refs(
 
 def _record(target: GraphBuilder, name: str, edge: Edge) -> None:
     if edge.shape is not None:
-        sizes = tuple(size if isinstance(size, int) else None for size in edge.shape)
-        target.record_shape(name if ":" in name else f"{name}:0", sizes)
+        target.record_shape(name if ":" in name else f"{name}:0", edge.shape)
 
 
 # --- the functions that the nodes call ---------------------------------------------------------

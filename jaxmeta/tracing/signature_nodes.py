@@ -300,7 +300,7 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
     if signature.result_key_impls:
         attrs["_jax_result_key_impls"] = signature.result_key_impls
     if signature.constraints:
-        attrs["_jax_dim_constraints"] = signature.constraints
+        attrs[nodes.CONSTRAINTS_ATTR] = signature.constraints
     attrs.update(shardings.signature_to_attrs(signature.in_shardings, signature.out_shardings))
     return attrs
 
