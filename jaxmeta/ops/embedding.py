@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs
 from jaxmeta.ops._definition import kernel, on_host, run_kernel
+from jaxmeta.ops._operands import scalar
 from jaxmeta.ops._handles import Handle
 from jaxmeta.ops._indexing import index_of
 
@@ -79,7 +80,7 @@ for _name, _method in _SCATTERS.items():
 
 
 def _reduce_segments(
-    data: Any, segment_ids: Any, num_segments: int, method: str, start: Any
+    data: Any, segment_ids: Any, num_segments: Any, method: str, start: Any
 ) -> Any:
     data, ids = jnp.asarray(data), jnp.ravel(segment_ids)
     rest = data.shape[np.ndim(segment_ids) :]
@@ -106,7 +107,7 @@ _REDUCTIONS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
 
 def _unsorted_segments(method: str, start: Callable[[Any], Any]) -> Callable[..., Any]:
     def run(data: Any, segment_ids: Any, num_segments: Any) -> Any:
-        return _reduce_segments(data, segment_ids, int(num_segments), method, start(data.dtype))
+        return _reduce_segments(data, segment_ids, scalar(num_segments), method, start(data.dtype))
 
     return run
 

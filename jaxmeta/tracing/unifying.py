@@ -87,7 +87,7 @@ class _Search(Generic[_Result]):
             dict.fromkeys(n for s in self._shapes for size in s for n in dimensions.names(size))
         )
         self._constraints = constraints
-        self._tried: set[frozenset[tuple[str, str | int]]] = set()
+        self._tried: set[frozenset[frozenset[str | int]]] = set()
 
     def run(self) -> Unified[_Result]:
         try:
@@ -101,7 +101,7 @@ class _Search(Generic[_Result]):
     def _search(self, same: _Same, error: Exception) -> Unified[_Result] | None:
         for name, other in self._candidates(same, error):
             merged = _merge(same, name, other)
-            key = frozenset(merged.items())
+            key = _groups(merged)
             if key in self._tried or len(self._tried) >= _MOST_ATTEMPTS:
                 continue
             self._tried.add(key)
@@ -157,10 +157,8 @@ class _Search(Generic[_Result]):
             return  # mostly it is not equality that JAX has to know of
         words = set(re.findall(r"\w+", text))
         mentioned = [name for name in roots if name in words]
-        yield from itertools.combinations(mentioned, 2)
-        numbers = sorted({int(n) for t in _tuples(text) for n in t if n.isdigit()})
-        yield from itertools.product(mentioned, numbers)
-        yield from itertools.combinations(sorted(roots, key=self._first_axis), 2)
+        yield from _pairs(mentioned)
+        yield from _pairs(sorted(roots, key=self._first_axis))
 
     def _first_axis(self, name: str) -> int:
         return min(
@@ -171,10 +169,24 @@ class _Search(Generic[_Result]):
         )
 
 
+def _groups(same: _Same) -> frozenset[frozenset[str | int]]:
+    """Returns what is the same, whichever of it stands for the rest."""
+    groups: dict[str | int, set[str | int]] = {}
+    for name, root in same.items():
+        groups.setdefault(root, {root}).add(name)
+    return frozenset(map(frozenset, groups.values()))
+
+
 def _merge(same: _Same, name: str, other: str | int) -> _Same:
     merged: _Same = {n: other if root == name else root for n, root in same.items()}
     merged[name] = other
     return merged
+
+
+def _pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields each name after the first with one before it, which stays."""
+    for stays, goes in itertools.combinations(names, 2):
+        yield goes, stays
 
 
 def _side_by_side(text: str, roots: Sequence[str]) -> Iterator[tuple[str, str | int]]:
