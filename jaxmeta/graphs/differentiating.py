@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxmeta import dtypes, errors, naming
+from jaxmeta import dtypes, errors, naming, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import executor, ordering, planning
 from jaxmeta.graphs import calling, elementary, shape_inference
@@ -123,6 +124,30 @@ def _without_controls(nodes: Mapping[str, graph_pb2.NodeDef]) -> dict[str, graph
     return plain
 
 
+def _with_plain_gathers(
+    target: GraphBuilder, nodes: dict[str, graph_pb2.NodeDef]
+) -> dict[str, graph_pb2.NodeDef]:
+    """Returns nodes in which rows of variables are gathered from tensors that read these."""
+    plain: dict[str, graph_pb2.NodeDef] = {}
+    for name, node in nodes.items():
+        if node.op == "ResourceGather" and node.input[0] in target.variable_names:
+            read = _producer(target.variable(node.input[0]).snapshot_name)
+            axis = graph_pb2.NodeDef(name=f"{name}/axis", op="Const")
+            values.write_attr(axis.attr["dtype"], np.dtype(np.int32), "type")
+            values.write_attr(axis.attr["value"], np.asarray(0, np.int32), "tensor")
+            inputs = [read, node.input[1], axis.name]
+            gather = graph_pb2.NodeDef(name=name, op="GatherV2", input=inputs)
+            gather.attr["Tparams"].CopyFrom(node.attr["dtype"])
+            gather.attr["Taxis"].CopyFrom(axis.attr["dtype"])
+            for attr in ("Tindices", "batch_dims"):
+                if attr in node.attr:
+                    gather.attr[attr].CopyFrom(node.attr[attr])
+            plain.update({read: target.nodes[read], axis.name: axis})
+            node = gather
+        plain[name] = node
+    return plain
+
+
 def _ancestors(
     nodes: Mapping[str, graph_pb2.NodeDef], tensors: Sequence[Tensor]
 ) -> list[graph_pb2.NodeDef]:
@@ -167,7 +192,9 @@ class _Section:
     ) -> None:
         self._graph = target
         self._ys = ys
-        self._nodes = _without_controls({node.name: node for node in _ancestors(target.nodes, ys)})
+        self._nodes = _with_plain_gathers(
+            target, _without_controls({node.name: node for node in _ancestors(target.nodes, ys)})
+        )
         given = {x: [t.name for t in _tensors(target, x) if t.node_name in self._nodes] for x in xs}
         stopped = {tensor.name for tensor in stops}
         self._x_names = {x: [n for n in names if n not in stopped] for x, names in given.items()}

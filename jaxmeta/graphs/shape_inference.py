@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxmeta import dtypes, errors, op_defs, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import executor, ordering
+from jaxmeta.execution.plans import State
 from jaxmeta.graphs import nodes
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.ops import _definition
@@ -27,6 +28,8 @@ _FAILURES: Final = (
     ValueError,
     NotImplementedError,
     ArithmeticError,
+    AttributeError,
+    LookupError,
     jax.errors.InconclusiveDimensionOperation,
 )
 
@@ -90,33 +93,54 @@ def infer_sizes(target: GraphBuilder, tensor_name: str) -> tuple[str, ...] | Non
         target: the graph.
         tensor_name: such as ``node:0``.
     """
+    # What reads variables runs too where it can; else its own record has to do.
+    for reads_state in (True, False):
+        try:
+            sizes = _run_on_sizes(target, tensor_name, reads_state=reads_state)
+        except _FAILURES:
+            continue  # not known, as TensorFlow says of what it has no shape function for
+        if sizes is not None:
+            return sizes
+    return None
+
+
+def _run_on_sizes(
+    target: GraphBuilder, tensor_name: str, *, reads_state: bool
+) -> tuple[str, ...] | None:
     node_name = tensor_name.split(":")[0]
     roots: dict[str, tuple[tuple[str, ...], Any]] = {}
     given = frozenset(_single_outputs_with_sizes(target) - {node_name})
-    try:
-        for node in ordering.sort_nodes(target.nodes, [node_name], given):
-            if node.name not in given and _runs_on_shapes(target, node):
-                continue
-            known = _known_outputs(target, node.name)
-            if not known and node.op not in _HANDLES:
-                return None
-            roots.update(known)
-        if tensor_name in roots:
-            return roots[tensor_name][0]
-        library = executor.Library(target.functions)
-        plan = executor.plan_graph(target.nodes, library, list(roots), [tensor_name])
+    is_stateful = False
+    for node in ordering.sort_nodes(target.nodes, [node_name], given):
+        if node.name not in given and _runs_on_shapes(target, node, reads_state=reads_state):
+            is_stateful = is_stateful or _is_stateful(node)
+            continue
+        known = _known_outputs(target, node.name)
+        if not known and node.op not in _HANDLES:
+            return None
+        roots.update(known)
+    if tensor_name in roots:
+        return roots[tensor_name][0]
+    library = executor.Library(target.functions)
+    plan = executor.plan_graph(target.nodes, library, list(roots), [tensor_name])
+    held = _specs_of_variables(target) if is_stateful else {}
 
-        def run(shapes: Any) -> Any:
-            dtypes_ = [dtype for _, dtype in roots.values()]
-            specs = map(jax.ShapeDtypeStruct, shapes, dtypes_)
-            (found,) = jax.eval_shape(lambda *fed: plan.run(fed), *specs)
-            return found.shape
+    def run(shapes: Any) -> Any:
+        specs = [
+            jax.ShapeDtypeStruct(shape, dtype)
+            for shape, (_, dtype) in zip(shapes, roots.values(), strict=True)
+        ]
+        (found,) = jax.eval_shape(lambda state, fed: plan.run(fed, State(state)), held, specs)
+        return found.shape
 
-        shapes = [sizes for sizes, _ in roots.values()]
-        found = unifying.trace(run, shapes, target.dimension_constraints).result
-    except _FAILURES:
-        return None  # not known, as TensorFlow says of what it has no shape function for
+    shapes = [sizes for sizes, _ in roots.values()]
+    found = unifying.trace(run, shapes, target.dimension_constraints).result
     return tuple(map(str, found))
+
+
+def _specs_of_variables(target: GraphBuilder) -> dict[str, jax.ShapeDtypeStruct]:
+    variables = map(target.variable, target.variable_names)
+    return {v.op_name: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables}
 
 
 def _single_outputs_with_sizes(target: GraphBuilder) -> set[str]:
@@ -136,14 +160,20 @@ def _is_real(number: int) -> bool:
     return bool(jnp.issubdtype(dtypes.dtype_from_number(dtypes.base_number(number)), jnp.inexact))
 
 
-def _runs_on_shapes(target: GraphBuilder, node: graph_pb2.NodeDef) -> bool:
-    """Returns whether a node gives its outputs' shapes for those of its inputs alone."""
+def _runs_on_shapes(target: GraphBuilder, node: graph_pb2.NodeDef, *, reads_state: bool) -> bool:
+    """Returns whether a node gives its outputs' shapes for those of its inputs, and variables."""
     if "Tin" in node.attr and dtypes.RESOURCE in node.attr["Tin"].list.type:
         return False
     kernel = _definition.KERNELS.get(node.op)
     if kernel is None:
         return node.op == "Const" or node.op in target.functions
-    return not kernel.must_be_fed and not op_defs.is_stateful(node.op)
+    if kernel.must_be_fed or (kernel.is_host and reads_state):
+        return False
+    return reads_state or not op_defs.is_stateful(node.op)
+
+
+def _is_stateful(node: graph_pb2.NodeDef) -> bool:
+    return op_defs.has_op(node.op) and op_defs.is_stateful(node.op)
 
 
 def _known_outputs(target: GraphBuilder, name: str) -> dict[str, tuple[tuple[str, ...], Any]]:

@@ -269,6 +269,23 @@ def _solve_for_names(shapes: Sequence[Sequence[str]]) -> tuple[list[Source], lis
     return list(found.values()), sorted(wanted - found.keys())
 
 
+def solve_for_one(text: str, size: int) -> tuple[str, int] | None:
+    """Returns the only name in an expression and its size, given that of the whole, or None."""
+    try:
+        expression = parse(text)
+    except errors.FormatError:
+        return None
+    found = set(names(expression))
+    if len(found) != 1:
+        return None
+    (name,) = found
+    linear = _linear(expression, name)
+    if linear is None or not linear[0]:
+        return None
+    solved, rest = divmod(size - evaluate(linear[1], {}), linear[0])
+    return (name, solved) if not rest and solved >= 0 else None
+
+
 def _linear(expression: Expression, name: str) -> tuple[int, Expression] | None:
     """Returns (factor, offset) of an expression that is ``factor * name + offset``, or None."""
     if name not in set(names(expression)):

@@ -197,18 +197,17 @@ def _side_by_side(text: str, roots: Sequence[str]) -> Iterator[tuple[str, str | 
     for one, two in itertools.combinations(_tuples(text), 2):
         places = [*zip(reversed(one), reversed(two), strict=False), *zip(one, two, strict=False)]
         for a, b in places:
-            if a == b:
-                continue
-            if a in roots and b in roots:
+            if a in roots and b in roots and a != b:
                 stays, goes = sorted((a, b), key=roots.index)
                 yield goes, stays
-            elif a in roots and b.isdigit():
-                yield a, int(b)
-            elif b in roots and a.isdigit():
-                yield b, int(a)
+            elif a.isdigit() or b.isdigit():
+                expression, number = (b, int(a)) if a.isdigit() else (a, int(b))
+                solved = dimensions.solve_for_one(expression, number)
+                if solved is not None and solved[0] in roots:
+                    yield solved
 
 
 def _tuples(text: str) -> list[list[str]]:
     """Returns the shapes in a message: what stands in parentheses or brackets."""
-    found = re.findall(r"[(\[]([\w ,]+)[)\]]", text)
+    found = re.findall(r"[(\[]([\w ,*+^-]+)[)\]]", text)
     return [[part.strip() for part in inner.split(",") if part.strip()] for inner in found]
