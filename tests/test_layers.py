@@ -140,6 +140,7 @@ ROWS = (
     (
         "graphs.copying",
         "graphs.differentiating",
+        "graphs.indexing",
         "graphs.variables",
         "meta_graphs.signature_defs",
     ),

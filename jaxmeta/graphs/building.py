@@ -15,6 +15,7 @@ from jaxmeta.graphs import (
     editing,
     elementary,
     graph,
+    indexing,
     operators,
     printing,
     shape_inference,
@@ -204,6 +205,8 @@ class Graph(graph.GraphBuilder):
 
     def operate(self, operator: str, *operands: Any) -> Tensor:
         """Adds the nodes of a Python operator on tensors; see `jaxmeta.Tensor`."""
+        if operator == "getitem" and indexing.needs_gather(operands[1]):
+            return indexing.get_item(self, *operands)
         return operators.operate(self, operator, operands)
 
     def read_variable(self, variable: Variable, name: str | None = None) -> Tensor:

@@ -142,6 +142,8 @@ def inline(
     live = staged.live_nodes(outputs)
     result = outputs[0].ref.split(":", 1)[0] if result_name and len(outputs) == 1 else ""
     for node in live:
+        if node.name == result and node.op in staged.library:
+            result = ""  # TensorFlow inlines a call below its name, where the scope's nodes are
         inputs = [refs[ref] for ref in node.input]
         name = known.find(node, inputs) if known is not None else None
         if name is None:

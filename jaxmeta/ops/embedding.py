@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs
 from jaxmeta.ops._definition import kernel, on_host, run_kernel
-from jaxmeta.ops._operands import scalar
 from jaxmeta.ops._handles import Handle
 from jaxmeta.ops._indexing import index_of
+from jaxmeta.ops._operands import scalar
 
 # --- gathers and scatters on variables ---------------------------------------------------------
 

@@ -195,15 +195,14 @@ def _side_by_side(text: str, roots: Sequence[str]) -> Iterator[tuple[str, str | 
     The dimension that comes first among the roots stays.
     """
     for one, two in itertools.combinations(_tuples(text), 2):
-        places = [*zip(reversed(one), reversed(two), strict=False), *zip(one, two, strict=False)]
-        for a, b in places:
+        for a, b in zip(reversed(one), reversed(two), strict=False):
             if a in roots and b in roots and a != b:
                 stays, goes = sorted((a, b), key=roots.index)
                 yield goes, stays
-            elif a.isdigit() or b.isdigit():
+            elif (a.isdigit() or b.isdigit()) and len(one) == len(two):
                 expression, number = (b, int(a)) if a.isdigit() else (a, int(b))
                 solved = dimensions.solve_for_one(expression, number)
-                if solved is not None and solved[0] in roots:
+                if solved is not None and solved[0] in roots and solved[1] > 1:
                     yield solved
 
 
