@@ -135,6 +135,7 @@ ROWS = (
     (
         "execution.dataflow",
         "graphs.calling",
+        "meta_graphs.output_shapes",
         "tracing.signature_nodes",
     ),
     (
