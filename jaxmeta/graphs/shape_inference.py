@@ -22,6 +22,7 @@ from jaxmeta.ops import _definition
 from jaxmeta.tracing import dimensions, unifying
 
 _HANDLES: Final = ("VarHandleOp",)  # what has no shape of its own
+_FED: Final = ("PlaceholderWithDefault",)  # what may be fed other sizes than it is computed to have
 _FAILURES: Final = (
     errors.JaxmetaError,
     TypeError,
@@ -167,7 +168,7 @@ def _runs_on_shapes(target: GraphBuilder, node: graph_pb2.NodeDef, *, reads_stat
     kernel = _definition.KERNELS.get(node.op)
     if kernel is None:
         return node.op == "Const" or node.op in target.functions
-    if kernel.must_be_fed or (kernel.is_host and reads_state):
+    if node.op in _FED or kernel.must_be_fed or (kernel.is_host and reads_state):
         return False
     return reads_state or not op_defs.is_stateful(node.op)
 
