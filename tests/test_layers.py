@@ -113,6 +113,7 @@ ROWS = (
     ),
     (
         "execution.executor",
+        "execution.feed_checks",
         "execution.fetches",
         "graphs.elementary",
         "graphs.inlining",

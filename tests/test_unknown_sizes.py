@@ -171,6 +171,10 @@ def test_names_are_shared_between_placeholders():
     total = jm.call(lambda x, y: x.sum(1) * y, x, y)
     assert not any("same_size" in name for name in jm.get_default_graph().nodes)
     assert total.shape == (None,)
+    with jm.Session() as session:
+        with pytest.raises(ValueError, match=r"y:0: .* got \[1\] where batch is 5 \(in x:0\)"):
+            session.run(total, {x: np.ones((5, 3)), y: np.ones(1)})
+        assert session.run(total, {x: np.ones((5, 3)), y: np.ones(5)}).tolist() == [3.0] * 5
 
 
 @pytest.mark.parametrize("size", ["1 +", "", 2.5, -3, True, object()])
