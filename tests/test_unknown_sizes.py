@@ -183,6 +183,36 @@ def test_what_is_no_size_is_refused(size):
         jm.placeholder("float32", [size])
 
 
+def test_signatures_take_tensors_and_specs_of_unknown_sizes():
+    x = jm.placeholder("float32", [None, 3], "x")
+    hidden = jm.call(jnp.tanh, x)
+    graph = jm.get_default_graph()
+    spec = jax.ShapeDtypeStruct((None, 2), np.float32)
+    graph.add_signature("f", lambda h, z: (h * h.shape[0], z.sum()), hidden, spec)
+    with jm.Session() as session:
+        for rows in (2, 5):
+            feed = {x: np.ones((rows, 3)), "z:0": np.ones((rows + 1, 2))}
+            found, total = session.run(["f:0", "f:1"], feed)
+            np.testing.assert_allclose(found, np.full((rows, 3), np.tanh(1.0) * rows), rtol=1e-6)
+            assert total == 2 * rows + 2
+    with pytest.raises(errors.GraphError, match="rank"):
+        graph.add_signature("g", jnp.sin, jm.placeholder("float32"))
+
+
+def test_copies_of_a_graph_do_not_take_their_sizes_for_those_of_others():
+    other = jm.Graph()
+    with other.as_default():
+        jm.call(jnp.tanh, jm.placeholder("float32", [None, 3], "x"), name="y")
+    jm.placeholder("float32", [None, 3], "x")
+    merged = jm.get_default_graph().merge(other, "there")
+    with merged.as_default(), jm.Session() as session:
+        here, there = (merged.get_tensor_by_name(name) for name in ("x:0", "there/y:0"))
+        total = jm.call(lambda a, b: a + b, here, there)
+        feed = {"x:0": np.ones((1, 3)), "there/x:0": np.ones((4, 3))}
+        with pytest.raises(errors.InvalidArgumentError):
+            session.run(total, feed)
+
+
 def test_unknown_ranks_are_refused_until_they_are_set():
     x = jm.placeholder("float32", name="x")
     with pytest.raises(errors.GraphError, match="set_shape"):
@@ -312,6 +342,51 @@ def test_gradients_of_imported_losses_are_those_of_tensorflow(tensorflow):
     with jm.Session() as session:
         session.run(jm.global_variables_initializer())
         np.testing.assert_allclose(session.run(found, feed), expected, rtol=1e-4)
+
+
+def normalized(tf: Any, x: Any) -> Any:
+    scale, offset = tf.constant(np.arange(1.0, 4.0), tf.float32), tf.zeros(3)
+    mean, variance = tf.nn.moments(x, [0, 1, 2])
+    fused, _, moving = tf.nn.fused_batch_norm(x, scale, offset)
+    plain = tf.nn.batch_normalization(x, mean, variance, offset, scale, 1e-3)
+    return tf.reduce_sum(fused**3 + plain**2) + tf.reduce_sum(tf.stop_gradient(moving))
+
+
+def counted(tf: Any, x: Any) -> Any:
+    size = tf.shape(x)[0]
+    steps = tf.cast(tf.range(1, size + 1), tf.float32)
+    sums = tf.math.unsorted_segment_sum(x[:, 0, 0], tf.range(size), size)
+    picked = tf.one_hot(tf.range(size), size)
+    return tf.reduce_mean(sums * steps[:, None]) + tf.reduce_sum(tf.matmul(picked, sums) ** 2)
+
+
+def pooled(tf: Any, x: Any) -> Any:
+    kernel = tf.constant(np.linspace(-1, 1, 54).reshape(3, 3, 3, 2), tf.float32)
+    hidden = tf.nn.max_pool2d(tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME")), 2, 2, "VALID")
+    flat = tf.reshape(hidden, [tf.shape(x)[0], -1])
+    return tf.reduce_mean(tf.nn.l2_normalize(flat, 0) * tf.reduce_max(flat, 1, keepdims=True))
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize("build", [normalized, counted, pooled])
+def test_tensorflows_ops_are_differentiated_at_any_size(build, tensorflow):
+    tf = tensorflow.compat.v1
+    with tensorflow.Graph().as_default() as graph, tf.Session() as session:
+        x = tf.placeholder(tf.float32, [None, 4, 4, 3], name="x")
+        loss = tf.identity(build(tf, x), name="loss")
+        slope = tf.gradients(loss, x)[0]
+        rng = np.random.default_rng(6)
+        arrays = [rng.standard_normal((size, 4, 4, 3)).astype(np.float32) for size in (1, 5)]
+        expected = [session.run([loss, slope], {x: array}) for array in arrays]
+        data = graph.as_graph_def(add_shapes=True).SerializeToString()
+    (found,) = jm.import_graph_def(graph_pb2.GraphDef.FromString(data), None, ["loss:0"], name="")
+    (gradient,) = jm.gradients(found, jm.get_default_graph().get_tensor_by_name("x:0"))
+    assert gradient.shape == (None, 4, 4, 3)
+    with jm.Session() as session:
+        for array, wanted in zip(arrays, expected, strict=True):
+            ours = session.run([found, gradient], {"x:0": array})
+            for one, other in zip(ours, wanted, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 # --- which sizes are made equal ------------------------------------------------------------------

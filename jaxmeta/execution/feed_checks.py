@@ -53,8 +53,12 @@ def _faults_of_names(target: GraphBuilder, feeds: Mapping[str, Any]) -> list[str
     constraints: dict[str, None] = {}
     for name, value in feeds.items():
         attr = target.nodes[name.split(":")[0]].attr
-        if nodes.DIMS_ATTR in attr and not _is_argument(target, name):
-            sizes = tuple(size.decode() for size in attr[nodes.DIMS_ATTR].list.s)
+        named = nodes.recorded_dims(target.nodes[name.split(":")[0]])
+        if named is not None and not _is_argument(target, name):
+            sizes = tuple(
+                str(found) if size == nodes.UNKNOWN_DIM else size
+                for size, found in zip(named, np.shape(value), strict=True)
+            )
             expected.append(arguments.Argument(name, value.dtype, sizes))
             shapes.append(tuple(np.shape(value)))
             if nodes.CONSTRAINTS_ATTR in attr:

@@ -98,8 +98,8 @@ class Graph(graph.GraphBuilder):
                 donation; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
-                by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
-                that name them: the function then takes arrays of any such size.
+                by argument and path. Sizes may be symbolic dimensions of `jax.export`, strings
+                that name them, or None: the function then takes arrays of any such size.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
@@ -118,9 +118,11 @@ class Graph(graph.GraphBuilder):
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
         signature_nodes.check_updates_exist(name, pairs, len(args))
-        args, kwargs = signature_nodes.symbolize((args, kwargs))
+        (args, kwargs), shapes = signature_nodes.symbolize((args, kwargs))
         leaf_specs = jax.tree.map(
-            signature_nodes.leaf_spec, (args, kwargs), is_leaf=signature_nodes.is_handle
+            lambda leaf: signature_nodes.leaf_spec(leaf, shapes),
+            (args, kwargs),
+            is_leaf=signature_nodes.is_handle,
         )
         try:
             donated = tuple(pairs.values()) if donate else ()
@@ -139,7 +141,7 @@ class Graph(graph.GraphBuilder):
                 "functools.partial"
             )
         placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
-        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls)
+        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls, shapes)
         call_outputs = scope.add_call(traced)
         signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
         attrs = self.nodes[scope.call_name].attr

@@ -79,13 +79,6 @@ class Mover:
             renaming.rename_proto(made, self._rename)
         return made
 
-    def _fill_sizes(self, source: GraphBuilder) -> None:
-        for name, sizes in source.recorded_sizes.items():
-            if name.split(":")[0] in self._kept:
-                self._graph.record_sizes(self._rename(name), sizes)
-        for constraint in source.dimension_constraints:
-            self._graph.add_dimension_constraint(constraint)
-
     def fill(self, source: GraphBuilder, scope: str = "") -> None:
         """Adds variables, collections, signatures, states and arrays of the source."""
         target = self._graph
@@ -98,7 +91,9 @@ class Mover:
         for name, shape in source.recorded_shapes.items():
             if name.split(":")[0] in self._kept:
                 target.record_shape(self._rename(name), shape)
-        self._fill_sizes(source)
+        # Names of dimensions say whose sizes they are, by names that may change here.
+        for constraint in source.dimension_constraints:
+            target.add_dimension_constraint(constraint)
         for name, signature in source.signatures.items():
             if self._holds(signature):
                 new_name = f"{scope}/{name}" if scope else name

@@ -274,17 +274,13 @@ def _with_dimensions(target: GraphBuilder, edge: Edge, sizes: Sequence[Any] | No
     if sizes is None or not dimensions.is_symbolic(list(sizes)):
         return tensor
     attr = target.nodes[tensor.node_name].attr
-    texts = tuple(
-        target.dimension_name(tensor.name, axis) if size is None else str(size)
-        for axis, size in enumerate(sizes)
-    )
+    texts = tuple(nodes.UNKNOWN_DIM if size is None else str(size) for size in sizes)
     values.write_attr(attr[nodes.DIMS_ATTR], texts)
     constraints = dimensions.constraints(sizes)
     if constraints:
         values.write_attr(attr[nodes.CONSTRAINTS_ATTR], constraints)
         for constraint in constraints:
             target.add_dimension_constraint(constraint)
-    target.record_sizes(tensor.name, texts)
     return tensor
 
 

@@ -76,10 +76,11 @@ def _refined(
     """Returns the sizes that a record of a tensor and what was inferred say together."""
     if inferred is None or len(inferred) != len(static):
         node = target.nodes[tensor_name.split(":")[0]]
-        if nodes.DIMS_ATTR in node.attr:
-            inferred = tuple(size.decode() for size in node.attr[nodes.DIMS_ATTR].list.s)
-        else:
-            inferred = tuple(target.dimension_name(tensor_name, i) for i in range(len(static)))
+        named = nodes.recorded_dims(node) or (nodes.UNKNOWN_DIM,) * len(static)
+        inferred = tuple(
+            target.dimension_name(tensor_name, axis) if size == nodes.UNKNOWN_DIM else size
+            for axis, size in enumerate(named)
+        )
     return tuple(
         found if size is None else str(size) for size, found in zip(static, inferred, strict=True)
     )
