@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import jax
@@ -101,6 +101,23 @@ class LoweringContext(Protocol):
 
         A rule that uses itself gets its own names, as plain strings: two functions that refer to
         each other as attrs are more than TensorFlow's SavedModel loader takes.
+        """
+
+    def separate_functions(
+        self, key: tuple[str, Any], jaxprs: Mapping[str, Any], *, most_nested: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the functions of jaxprs that have symbolic dimensions of their own.
+
+        One that uses a primitive without a node form is left out.
+
+        Args:
+            key: what tells them apart; within themselves they are plain strings. The second item
+                is the same for all that come of one another.
+            jaxprs: closed ones by wanted name.
+            most_nested: how many of one kin are built within one another.
+
+        Returns:
+            The functions by wanted name, and why others were left out.
         """
 
     def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
