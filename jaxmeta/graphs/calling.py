@@ -31,30 +31,9 @@ def call(
     known: NodeIndex | None = None,
 ) -> Any:
     """Adds the nodes of a function; see `jaxmeta.call`."""
-    leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=_is_handle)
-    handles = list(dict.fromkeys(leaf for leaf in leaves if _is_handle(leaf)))
-    _check_handles(target, fn, handles)
-
-    def of_arrays(*arrays: Any) -> Any:
-        by_handle = dict(zip(handles, arrays, strict=True))
-        filled = [by_handle[leaf] if _is_handle(leaf) else leaf for leaf in leaves]
-        call_args, call_kwargs = jax.tree.unflatten(treedef, filled)
-        return fn(*call_args, **call_kwargs)
-
-    sizes = _sizes_of_handles(target, handles)
-
-    def traced(shapes: Sequence[tuple[Size, ...]]) -> tuple[jaxprs.Jaxpr, Any]:
-        given = map(_handle_spec, handles, shapes)
-        made: tuple[jaxprs.Jaxpr, Any] = jax.make_jaxpr(of_arrays, return_shape=True)(*given)
-        return made
-
     scope_name = name or _function_name(fn)
     what = scope_name or "the function"
-    try:
-        unified = unifying.trace(traced, sizes, target.dimension_constraints)
-    except Exception as error:
-        _explain_failure(error, what, handles, sizes)
-        raise
+    handles, sizes, unified = _trace(target, fn, args, kwargs, what)
     jaxpr, result = unified.result
     tracing, staged, inputs, outputs = _stage(target, jaxpr, what)
     with target.name_scope(scope_name or _current_scope(target)) as scope:
@@ -77,6 +56,41 @@ def call(
     specs_out, tree = jax.tree.flatten(result)
     made = [_result(target, ref, spec) for ref, spec in zip(named, specs_out, strict=True)]
     return jax.tree.unflatten(tree, made)
+
+
+def _trace(
+    target: GraphBuilder,
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    what: str,
+) -> tuple[
+    list[Tensor | Variable],
+    list[tuple[str, ...]],
+    unifying.Unified[tuple[jaxprs.Jaxpr, Any]],
+]:
+    """Returns the handles among a function's arguments, their sizes, and its jaxpr and result."""
+    leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)), is_leaf=_is_handle)
+    handles = list(dict.fromkeys(leaf for leaf in leaves if _is_handle(leaf)))
+    _check_handles(target, fn, handles)
+    sizes = _sizes_of_handles(target, handles)
+
+    def of_arrays(*arrays: Any) -> Any:
+        by_handle = dict(zip(handles, arrays, strict=True))
+        filled = [by_handle[leaf] if _is_handle(leaf) else leaf for leaf in leaves]
+        call_args, call_kwargs = jax.tree.unflatten(treedef, filled)
+        return fn(*call_args, **call_kwargs)
+
+    def traced(shapes: Sequence[tuple[Size, ...]]) -> tuple[jaxprs.Jaxpr, Any]:
+        given = map(_handle_spec, handles, shapes)
+        made: tuple[jaxprs.Jaxpr, Any] = jax.make_jaxpr(of_arrays, return_shape=True)(*given)
+        return made
+
+    try:
+        return handles, sizes, unifying.trace(traced, sizes, target.dimension_constraints)
+    except Exception as error:
+        _explain_failure(error, what, handles, sizes)
+        raise
 
 
 def _current_scope(target: GraphBuilder) -> str | None:

@@ -223,7 +223,7 @@ class _Section:
         pairs = [(y, s) for y, s in zip(self._ys, seeds, strict=True) if y.name in reached]
         x_names = [name for x in connected for name in self._x_names[x]]
         counts = [len(self._x_names[x]) for x in connected]
-        others = self._boundary(reached, set(x_names), [y for y, _ in pairs])
+        others = self._by_use(self._boundary(reached, set(x_names), [y for y, _ in pairs]))
         plan = executor.plan_graph(
             self._nodes,
             executor.Library(self._graph.functions),
@@ -253,6 +253,19 @@ class _Section:
         )
         result.update(zip(connected, grads, strict=True))
         return result
+
+    def _by_use(self, names: Sequence[str]) -> list[str]:
+        """Returns tensors, first those of unknown sizes on which the most nodes depend.
+
+        Where sizes have to be the same, those of the later tensors are checked, and the nodes that
+        depend on these are added anew.
+        """
+        used = {}
+        for name in names:
+            shape = self._graph.get_tensor_by_name(name).shape
+            if shape is not None and None in shape:
+                used[name] = len(self._reach([name], set()))
+        return sorted(names, key=lambda name: -used.get(name, 0))
 
     def _boundary(self, reached: set[str], xs: set[str], ys: Sequence[Tensor]) -> list[str]:
         """Returns the tensors that go into the section and do not depend on the xs.

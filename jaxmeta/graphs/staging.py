@@ -15,6 +15,8 @@ from jaxmeta.ops import _definition
 # Primitives that call a function of the user's: its name tells more than theirs.
 _CALLING_PRIMITIVES: Final = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat")
 
+# Attrs that do not change what a node gives.
+_SAYING_NOTHING: Final = frozenset((nodes.KEY_IMPL_ATTR, "_output_shapes", "_class"))
 _NAME_ATTR: Final = "_jax_name"  # of the user's function, whatever the function here is called
 
 
@@ -98,7 +100,7 @@ class NodeIndex:
         attrs = tuple(
             (name, node.attr[name].SerializeToString(deterministic=True))
             for name in sorted(node.attr)
-            if name != nodes.KEY_IMPL_ATTR
+            if name not in _SAYING_NOTHING
             and not _is_rule(name, node.attr[name])
             and not _is_default(op_def, name, node.attr[name])
         )
