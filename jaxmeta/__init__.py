@@ -95,6 +95,10 @@ from jaxmeta.graphs.construction import minimize as minimize
 from jaxmeta.graphs.construction import name_scope as name_scope
 from jaxmeta.graphs.construction import no_op as no_op
 from jaxmeta.graphs.construction import placeholder as placeholder
+from jaxmeta.graphs.construction import (
+    placeholder_with_default as placeholder_with_default,
+)
+from jaxmeta.graphs.construction import shape as shape
 from jaxmeta.graphs.construction import trainable_variables as trainable_variables
 from jaxmeta.graphs.construction import variables_initializer as variables_initializer
 from jaxmeta.graphs.handles import Operation as Operation

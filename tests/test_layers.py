@@ -75,6 +75,7 @@ ROWS = (
         "meta_graphs.meta_graph_file",
         "ops._examples",
         "tracing.jaxprs",
+        "tracing.unifying",
         "values",
     ),
     (
@@ -118,7 +119,6 @@ ROWS = (
         "ops._matrices",
         "ops._pointwise",
         "ops._scales",
-        "ops.decoding",
     ),
     (
         "checkpoint.restoring",
@@ -129,6 +129,7 @@ ROWS = (
         "ops._window",
     ),
     (
+        "execution.feed_checks",
         "execution.fetches",
         "execution.host_steps",
         "graphs.elementary",
@@ -143,6 +144,7 @@ ROWS = (
     (
         "execution.executor",
         "graphs.operators",
+        "graphs.same_sizes",
         "meta_graphs.node_differences",
         "ops",
         "saving.saver_nodes",
@@ -150,14 +152,18 @@ ROWS = (
     ),
     (
         "execution.segments",
-        "graphs.calling",
         "graphs.shape_inference",
-        "tracing.signature_nodes",
+        "meta_graphs.output_shapes",
     ),
     (
         "execution.dataflow",
+        "graphs.calling",
+        "tracing.signature_nodes",
+    ),
+    (
         "graphs.copying",
         "graphs.differentiating",
+        "graphs.indexing",
         "graphs.variables",
         "meta_graphs.signature_defs",
     ),

@@ -419,6 +419,16 @@ def _takes_lists(op: str) -> bool:
     return op_defs.has_op(op) and any(arg.number_attr for arg in op_defs.get_op_def(op).input_arg)
 
 
+def static_inputs(node: graph_pb2.NodeDef) -> frozenset[int]:
+    """Returns which inputs of a node must be known while tracing, by position."""
+    attr = node.attr
+    if dimension_nodes.DIMENSIONS_ATTR in attr:
+        first = sizes.num_inputs_before_operands(node.op)
+        return frozenset(range(first, first + len(attr[dimension_nodes.DIMENSIONS_ATTR].list.s)))
+    kernel = _definition.KERNELS.get(node.op)
+    return _with_static_lists(node, kernel).static if kernel is not None else frozenset()
+
+
 def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
     """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
     if not _takes_lists(node.op):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, dataflow, executor, fetches, plans, segments
+from jaxmeta.execution import compiling, dataflow, executor, feed_checks, fetches, plans, segments
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -428,9 +428,7 @@ class Session:
 
     def _check_feeds(self, feeds: Mapping[str, Any]) -> None:
         """Raises FeedError where a feed does not fit its tensor; lists all."""
-        bad = []
-        for name, value in feeds.items():
-            bad.extend(_feed_faults(self._tensor(name), value))
+        bad = feed_checks.faults(self.graph, feeds)
         if bad:
             raise errors.FeedError(errors.list_offenders("these feeds do not fit:", bad))
 
@@ -486,23 +484,6 @@ def _is_cast(found: Any, wanted: Any) -> bool:
         for dtype in (found, wanted)
     ]
     return orders[0] <= orders[1]
-
-
-def _feed_faults(tensor: Any, value: Any) -> list[str]:
-    if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
-        return [f"{tensor.name}: a {dtypes.dtype_name(tensor.number)} cannot be fed"]
-    shape, found = tensor.shape, np.shape(value)
-    faults = []
-    if shape is not None and (
-        len(shape) != len(found)
-        or any(want is not None and want != size for want, size in zip(shape, found, strict=True))
-    ):
-        faults.append(f"{tensor.name}: expected shape {list(shape)}, got {list(found)}")
-    number = dtypes.dtype_to_number(value.dtype)
-    if dtypes.base_number(tensor.number) != number:
-        expected = dtypes.dtype_name(tensor.number)
-        faults.append(f"{tensor.name}: expected dtype {expected}, got {dtypes.dtype_name(number)}")
-    return faults
 
 
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:

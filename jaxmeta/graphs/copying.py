@@ -94,6 +94,9 @@ class Mover:
         for name, shape in source.recorded_shapes.items():
             if name.split(":")[0] in self._kept:
                 target.record_shape(self._rename(name), shape)
+        # Names of dimensions say whose sizes they are, by names that may change here.
+        for constraint in source.dimension_constraints:
+            target.add_dimension_constraint(constraint)
         for name, signature in source.signatures.items():
             if self._holds(signature):
                 new_name = f"{scope}/{name}" if scope else name

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import gzip
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,10 +12,9 @@ from google.protobuf.message import DecodeError
 
 from jaxmeta import dtypes, errors, values
 from jaxmeta._proto import graph_pb2
+from jaxmeta.ops._compression import decompress
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._string_arrays import map_strings, parse_number, scalar_string, string_array
-
-_MOST_BYTES: Final = 1 << 30  # of what a string may be decompressed to
 
 # --- raw bytes -----------------------------------------------------------------------------------
 
@@ -91,22 +88,6 @@ def decode_compressed(bytes: Any, *, compression_type: bytes) -> Any:
     if not compression_type:
         return bytes
     return map_strings(lambda item: decompress(item, compression_type), bytes)
-
-
-def decompress(content: bytes, kind: bytes) -> bytes:
-    """Returns what was compressed by ZLIB or GZIP.
-
-    Raises:
-        DataLossError: it is damaged, or larger than is sensible.
-    """
-    decompressor = zlib.decompressobj(zlib.MAX_WBITS if kind == b"ZLIB" else 16 + zlib.MAX_WBITS)
-    try:
-        found = decompressor.decompress(content, _MOST_BYTES)
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise errors.DataLossError(f"compressed data is damaged: {error}") from None
-    if decompressor.unconsumed_tail or not decompressor.eof:
-        raise errors.DataLossError("compressed data is truncated, or has more than 1 GiB")
-    return found
 
 
 # --- tensors as protos ---------------------------------------------------------------------------

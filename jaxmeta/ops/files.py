@@ -17,9 +17,9 @@ from jaxmeta import errors
 from jaxmeta.execution import reader_resources
 from jaxmeta.execution.queue_resources import Queue
 from jaxmeta.execution.reader_resources import FileReader, Reader, WholeReader
+from jaxmeta.ops._compression import decompress
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._string_arrays import map_strings, scalar_string, string_array
-from jaxmeta.ops.decoding import decompress
 
 
 @kernel("ReadFile", is_host=True)
