@@ -135,6 +135,18 @@ def test_strings_may_be_fed_as_python_s(tensorflow):
         assert run_here(saved, {"s:0": fed}).tolist() == [b"a!", "ü!".encode()]
 
 
+def test_what_is_no_string_cannot_be_fed_as_one(tensorflow):
+    with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:
+        s = tensorflow.compat.v1.placeholder(tensorflow.string, [2], name="s")
+        tensorflow.strings.join([s, "!"], name="result")
+        saved = tensorflow.compat.v1.train.export_meta_graph()
+        with pytest.raises(tensorflow.errors.InternalError, match="Unsupported object type"):
+            session.run("result:0", {s: ["a", 1]})
+    for fed in (["a", 1], np.array(["a", None], object)):
+        with pytest.raises(errors.FeedTypeError, match=r"int|NoneType"):
+            run_here(saved, {"s:0": fed})
+
+
 def test_numbers_go_through_strings_and_back(tensorflow):
     tf1 = tensorflow.compat.v1
     with tensorflow.Graph().as_default():

@@ -489,6 +489,9 @@ def _is_cast(found: Any, wanted: Any) -> bool:
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
     """Returns an array of strings as the kernels take them: objects, each bytes."""
     flat = [item.encode() if isinstance(item, str) else item for item in np.ravel(array).tolist()]
+    others = sorted({type(item).__name__ for item in flat if not isinstance(item, bytes)})
+    if others:
+        raise errors.FeedTypeError(f"a tensor of strings was fed {', '.join(others)} among them")
     strings = np.empty(len(flat), dtype=object)
     strings[:] = flat
     return strings.reshape(np.shape(array))
