@@ -194,11 +194,16 @@ def _compile(
             inner[place] = value
         plans.run_steps(part.steps, inner, state)
         outputs = {place: inner[place] for place in part.outputs}
-        constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
+        constants.update({p: value for p, value in outputs.items() if not _is_computed(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
     compiled = compiling.compile_body(body, known, list(given.values()), donates=donates)
     return compiled, constants
+
+
+def _is_computed(value: Any) -> bool:
+    """Returns whether a device part's output is not known while tracing."""
+    return _is_array(value) and not isinstance(value, np.ndarray)
 
 
 def _is_array(value: Any) -> bool:
@@ -234,7 +239,8 @@ def _split(
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
             part.inputs = sorted(p for p in used - own if plan.initial[p] is None)
-            part.static = {p for step in part.steps for p in _static_inputs(step)} - own
+            sizes = levels.known_places.intersection(part.inputs)
+            part.static = {p for step in part.steps for p in _static_inputs(step)} - own | sizes
             part.outputs = sorted(own & wanted)
     return [parts[level] for level in sorted(parts)]
 
@@ -257,6 +263,9 @@ class _Levels:
         self._library = library
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
+        # What is known while tracing depends on sizes at most, the rest on values.
+        self.known_places: set[int] = set()
+        self._unknown = set(plan.arguments)
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
         self._host_places.update(
@@ -278,12 +287,16 @@ class _Levels:
             [
                 *(self._of_place.get(place, 0) for place in step[1]),
                 *(self._of_node.get(ref[1:], 0) for ref in node.input if ref[0] == "^"),
+                *(() if is_host else self._levels_after_static_inputs(step)),
                 0,
             ]
         )
         if level % 2 == is_host:
             level += 1
         self._of_node[node.name] = level
+        depends_on_values = is_host or step[4].is_stateful or not self._unknown.isdisjoint(step[1])
+        is_known = step[4].gives_sizes or not depends_on_values
+        (self.known_places if is_known else self._unknown).update(_outputs(step))
         for place, number in zip(_outputs(step), numbers, strict=False):
             self._of_place[place] = level
             if number in _HOST_ONLY or (is_host and number == dtypes.RESOURCE):
@@ -291,6 +304,11 @@ class _Levels:
             elif is_host and dtypes.base_number(number) == dtypes.STRING:
                 self._host_places.add(place)  # the handle of a queue in TensorFlow 1
         return level, is_host
+
+    def _levels_after_static_inputs(self, step: plans.Step) -> list[int]:
+        """Returns the levels after the device parts that compute what must be known here."""
+        unknown = self._unknown.intersection(_static_inputs(step))
+        return [self._of_place[place] + 1 for place in unknown if place in self._of_place]
 
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)
