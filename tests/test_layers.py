@@ -18,6 +18,7 @@ ROWS = (
     (
         "_proto",
         "checkpoint.atomic",
+        "checkpoint.batches",
         "checkpoint.crc32c",
         "command_line",
         "errors",
@@ -28,10 +29,13 @@ ROWS = (
         "graphs.default_graphs",
         "meta_graphs",
         "ops._not_lowered",
+        "ops._reflectors",
+        "ops._sparse",
         "pausing",
         "saving",
         "tracing",
         "tracing.eqn_params",
+        "tracing.ref_places",
         "tracing.sharded_functions",
     ),
     (
@@ -52,7 +56,6 @@ ROWS = (
         "ops._dataflow_values",
         "ops._handles",
         "ops._philox",
-        "ops._sparse",
         "tracing.dimensions",
         "tree_keys",
         "xla_attrs",
@@ -78,7 +81,8 @@ ROWS = (
         "shardings",
         "tracing.binding",
         "tracing.custom_calls",
-        "tracing.discharging",
+        "tracing.static_arguments",
+        "tracing.vmap_rules",
         "trees",
     ),
     (
@@ -94,6 +98,7 @@ ROWS = (
         "specs",
         "state_leaves",
         "tracing.dimension_nodes",
+        "tracing.discharging",
         "tracing.sizes",
     ),
     (
@@ -105,6 +110,7 @@ ROWS = (
         "ops._indexing",
         "ops._matrices",
         "ops._pointwise",
+        "ops._scales",
     ),
     (
         "checkpoint.restoring",
@@ -124,6 +130,7 @@ ROWS = (
         "meta_graphs.graph_def_checks",
         "ops.<family>",
         "saving.saveables",
+        "tracing.staged_functions",
     ),
     (
         "execution.segments",
