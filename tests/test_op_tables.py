@@ -208,6 +208,7 @@ TESTED_IN = {
         "ReadVariableOp",
         "VarHandleOp",
     ),
+    "test_sharding.py": ("XlaSharding",),
     "test_queues.py": tuple(op for op in KERNELS if "Queue" in op),
     "test_reference_variables.py": (
         "Assign",
