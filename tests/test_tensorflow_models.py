@@ -12,7 +12,7 @@ import jaxmeta
 
 NUM_STEPS: Final = 3
 MODELS: Final[dict[str, Callable[..., Any]]] = {}
-"""Name to a function of TensorFlow that builds a graph with nodes ``loss`` and ``train``; it returns
+"""Name to a function of TensorFlow that builds a graph with nodes ``loss`` and ``train``; it gives
 a function of random numbers that gives feeds."""
 
 

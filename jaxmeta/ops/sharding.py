@@ -130,6 +130,7 @@ example(
 )
 example(lambda x: jax.sharding.reshard(x, _sharding(AxisType.Explicit, "data")) * 2.0, f32(3, 4))
 
+
 @kernel("XlaSharding")
 def keep_values(input: Any) -> Any:
     """Returns what it is given: the sharding is over devices of the machine that wrote it."""
