@@ -150,3 +150,51 @@ ALIASES = (
     "Reverse",
     "TopK",
 )
+
+
+# --- sets and distances ------------------------------------------------------------------------
+
+SETS = i32(3, 4, low=0, high=0)
+
+
+def as_sparse(tf, array):
+    return tf.sparse.from_dense(array)
+
+
+@written("SetSize", SETS)
+def sizes_of_sets(tf, x):
+    return tf.sets.size(as_sparse(tf, x))
+
+
+for _operation in ("intersection", "union", "a-b", "b-a"):
+
+    @written("DenseToDenseSetOperation", SETS, SETS)
+    def of_dense_sets(tf, x, y, operation=_operation):
+        made = tf.raw_ops.DenseToDenseSetOperation(set1=x, set2=y, set_operation=operation)
+        return list(made)
+
+    @written("DenseToSparseSetOperation", SETS, SETS)
+    def of_mixed_sets(tf, x, y, operation=_operation):
+        y = as_sparse(tf, y)
+        return list(
+            tf.raw_ops.DenseToSparseSetOperation(
+                set1=x,
+                set2_indices=y.indices,
+                set2_values=y.values,
+                set2_shape=y.dense_shape,
+                set_operation=operation,
+            )
+        )
+
+
+@written("SparseToSparseSetOperation", SETS, SETS)
+def of_sparse_sets(tf, x, y):
+    made = tf.sets.union(as_sparse(tf, x), as_sparse(tf, y))
+    return [made.indices, made.values, made.dense_shape]
+
+
+for _normalize in (False, True):
+
+    @written("EditDistance", SETS, SETS)
+    def distances(tf, x, y, normalize=_normalize):
+        return tf.edit_distance(as_sparse(tf, x), as_sparse(tf, y), normalize)

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 import array_graphs
+import ctc_graphs
 import jax
 import matrix_graphs
 import numpy as np
@@ -243,6 +244,7 @@ TESTED_IN = {
         *tensorflow_graphs.OPS,
         *(graph.op for graph in tensorflow_graphs.GRAPHS),
         *array_graphs.ALIASES,
+        *ctc_graphs.ALIASES,
         *matrix_graphs.ALIASES,
         *sparse_graphs.ALIASES,
     ),

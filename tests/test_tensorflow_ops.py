@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_graphs
+import ctc_graphs
 import matrix_graphs
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import jaxmeta
 from jaxmeta import op_defs
 
 # Importing them adds their graphs.
-assert array_graphs.ALIASES + matrix_graphs.ALIASES + sparse_graphs.ALIASES
+assert array_graphs.ALIASES + matrix_graphs.ALIASES + sparse_graphs.ALIASES + ctc_graphs.ALIASES
 
 
 def compare(found: Any, expected: Any) -> None:

@@ -213,11 +213,16 @@ def _compile(
             inner[place] = value
         plans.run_steps(part.steps, inner, state)
         outputs = {place: inner[place] for place in part.outputs}
-        constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
+        constants.update({p: value for p, value in outputs.items() if not _is_computed(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
     compiled = compiling.compile_body(body, known, list(given.values()), donates=donates)
     return compiled, constants
+
+
+def _is_computed(value: Any) -> bool:
+    """Returns whether a device part's output is not known while tracing."""
+    return _is_array(value) and not isinstance(value, np.ndarray)
 
 
 def _is_array(value: Any) -> bool:
@@ -253,7 +258,8 @@ def _split(
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
             part.inputs = sorted(p for p in used - own if plan.initial[p] is None)
-            part.static = {p for step in part.steps for p in _static_inputs(step)} - own
+            sizes = levels.sizes.intersection(part.inputs)
+            part.static = {p for step in part.steps for p in _static_inputs(step)} - own | sizes
             part.outputs = sorted(own & wanted)
     return [parts[level] for level in sorted(parts)]
 
@@ -276,9 +282,9 @@ class _Levels:
         self._library = library
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
-        self._given = {p for p, value in enumerate(plan.initial) if value is not None}
-        self._given.update(plan.arguments)
-        self._sizes: set[int] = set()
+        self._constants = {p for p, value in enumerate(plan.initial) if value is not None}
+        self._arguments = frozenset(plan.arguments)
+        self.sizes: set[int] = set()  # the places of what is known while tracing
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
         self._host_places.update(
@@ -320,11 +326,11 @@ class _Levels:
 
         Such a step runs by itself: it would have to be compiled again for each value.
         """
-        known = all(place in self._sizes or place in self._given for place in step[1])
+        known = self.sizes | self._constants
         host = _definition.HOST_KERNELS.get(step[5].op)
-        if step[4].gives_sizes or (host is not None and known):
-            self._sizes.update(_outputs(step))
-        return any(p not in self._sizes and p not in self._given for p in _static_inputs(step))
+        if step[4].gives_sizes or (host is not None and known.issuperset(step[1])):
+            self.sizes.update(_outputs(step))
+        return not known.union(self._arguments).issuperset(_static_inputs(step))
 
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)

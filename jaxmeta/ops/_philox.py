@@ -89,14 +89,17 @@ def add_to_counter(counter: Any, words: Any) -> list[jax.Array]:
 
 def make_blocks(key: Any, counter: Any) -> list[jax.Array]:
     """Returns the four words that a key gives for each counter, whose words are arrays."""
-    first, second = key[0], key[1]
-    words = list(counter)
-    for _ in range(_ROUNDS):
+
+    def scramble(round_: jax.Array, words: list[jax.Array]) -> list[jax.Array]:
+        first, second = (key[i] + round_ * np.uint32(_WEYL[i]) for i in range(2))
         high_0, low_0 = _multiply(_MULTIPLIERS[0], words[0])
         high_1, low_1 = _multiply(_MULTIPLIERS[1], words[2])
-        words = [high_1 ^ words[1] ^ first, low_1, high_0 ^ words[3] ^ second, low_0]
-        first, second = first + np.uint32(_WEYL[0]), second + np.uint32(_WEYL[1])
-    return words
+        return [high_1 ^ words[1] ^ first, low_1, high_0 ^ words[3] ^ second, low_0]
+
+    # A loop, because its ten rounds written out take ten times as long to compile.
+    words = list(jnp.broadcast_arrays(*map(jnp.asarray, counter)))
+    scrambled: list[jax.Array] = lax.fori_loop(np.uint32(0), np.uint32(_ROUNDS), scramble, words)
+    return scrambled
 
 
 def counters(counter: Any, count: int, log_stride: int = 0) -> list[jax.Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,17 +22,6 @@ def flat_places(indices: Any, shape: Sequence[int]) -> Any:
         for axis, size in enumerate(shape):
             places = places * size + jnp.asarray(indices[:, axis]).astype(np.int64)
     return places
-
-
-def unflattened(places: Any, shape: Sequence[int], dtype: Any) -> Any:
-    """Returns the indices of places in a dense tensor made flat."""
-    with jax.enable_x64(True):
-        found = []
-        for axis in range(len(shape)):
-            stride = max(math.prod(shape[axis + 1 :]), 1)
-            found.append(places // stride % max(shape[axis], 1))
-        stacked = jnp.stack(found, axis=1) if found else jnp.zeros((places.shape[0], 0), np.int64)
-    return stacked.astype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def in_order(indices: Any) -> Any:

@@ -15,24 +15,9 @@ import numpy as np
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._operands import ints
-from jaxmeta.ops._sparse import flat_places, in_order, in_order_on_host, unflattened
+from jaxmeta.ops._sparse import in_order, in_order_on_host
 
-# --- as many elements as before ----------------------------------------------------------------
-
-
-@kernel("SparseReshape", static=("input_shape", "new_shape"))
-def sparse_reshape(input_indices: Any, input_shape: Any, new_shape: Any) -> Any:
-    shape, wanted = ints(input_shape), list(ints(new_shape))
-    size = math.prod(shape)
-    if -1 in wanted:
-        known = math.prod(n for n in wanted if n != -1)
-        wanted[wanted.index(-1)] = size // max(known, 1)
-    if math.prod(wanted) != size:
-        raise errors.InvalidArgumentError(
-            f"a sparse tensor of shape {list(shape)} cannot be reshaped to {list(ints(new_shape))}"
-        )
-    places = flat_places(input_indices, shape)
-    return unflattened(places, wanted, input_indices.dtype), np.asarray(wanted, np.int64)
+# --- of sizes that are known --------------------------------------------------------------------
 
 
 @kernel("SparseReorder")
@@ -57,7 +42,24 @@ def sparse_concat(*indices_values_and_shapes: Any, concat_dim: int) -> Any:
     return indices[order], values[order], shape
 
 
-# --- as many elements as values say ------------------------------------------------------------
+# --- of sizes that values say -------------------------------------------------------------------
+
+
+@kernel("SparseReshape", is_host=True)
+def sparse_reshape(input_indices: Any, input_shape: Any, new_shape: Any) -> Any:
+    shape, wanted = ints(input_shape), list(ints(new_shape))
+    size = math.prod(shape)
+    if -1 in wanted:
+        known = math.prod(n for n in wanted if n != -1)
+        wanted[wanted.index(-1)] = size // max(known, 1)
+    if math.prod(wanted) != size:
+        raise errors.InvalidArgumentError(
+            f"a sparse tensor of shape {list(shape)} cannot be reshaped to {list(ints(new_shape))}"
+        )
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    places = input_indices.astype(np.int64) @ np.asarray(strides, np.int64)
+    found = np.stack(np.unravel_index(places, wanted), axis=1) if size else input_indices[:0]
+    return found.astype(np.int64).reshape(-1, len(wanted)), np.asarray(wanted, np.int64)
 
 
 @kernel("SparseFillEmptyRows", is_host=True)
