@@ -54,6 +54,8 @@ class Session:
         graph: the graph; the default graph where None.
         config: an object whose ``operation_timeout_in_ms`` limits how long a run waits for a queue;
             the rest of TensorFlow's ConfigProto has no meaning here.
+        allow_files: whether operations of the graph may read and write files: allow it for graphs
+            you trust. Without it, `FileAccessError` is raised where one would.
 
     Attributes:
         graph: the graph.
@@ -75,6 +77,8 @@ class Session:
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
         if isinstance(target, building.Graph) and graph is None:
             graph = target
@@ -86,9 +90,9 @@ class Session:
         self.graph = graph if graph is not None else building.get_default_graph()
         self.values = VariableStore(self.graph.constants, self._storage_name)
         self._config = config
-        self._resources = Resources()
+        self._resources = Resources(allow_files=allow_files)
         self._prepared: dict[Any, _Prepared] = {}
-        self._library = executor.Library(self.graph.functions)
+        self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
 
@@ -191,6 +195,7 @@ class Session:
             GraphError: a name is unknown, or a variable has no value.
             FeedError: a feed is unknown or missing, or does not fit.
             OperationError: an operation failed on the values that it was given.
+            FileAccessError: an operation would use files, which the session does not allow.
         """
         del run_metadata
         if feed_dict:
@@ -326,10 +331,14 @@ class Session:
         self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
-        nodes = inlining.inline_calls(self.graph, [*fetched, *prepared.feed_names])
-        plan = executor.plan_graph(
-            nodes, self._library, list(prepared.feed_names), tensors, operations
-        )
+        feeds = list(prepared.feed_names)
+        nodes = inlining.inline_calls(self.graph, [*fetched, *feeds])
+        plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
+        if plan.is_host and not plan.needs_values and self._library.has_host_functions:
+            # So that what else these functions compute is compiled.
+            holds = self._library.calls_on_host
+            nodes = inlining.inline_calls_that(self.graph, nodes, fetched, holds)
+            plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
         if plan.is_host or plan.needs_values or strings:
             return self._host_runner(plan, fetched, strings)
@@ -442,8 +451,10 @@ class InteractiveSession(Session):
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
-        super().__init__(target, graph, config)
+        super().__init__(target, graph, config, allow_files=allow_files)
         self._default_graph = contextlib.ExitStack()
         self._default_graph.enter_context(self.graph.as_default())
         default_sessions.push(self)
@@ -478,6 +489,9 @@ def _is_cast(found: Any, wanted: Any) -> bool:
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
     """Returns an array of strings as the kernels take them: objects, each bytes."""
     flat = [item.encode() if isinstance(item, str) else item for item in np.ravel(array).tolist()]
+    others = sorted({type(item).__name__ for item in flat if not isinstance(item, bytes)})
+    if others:
+        raise errors.FeedTypeError(f"a tensor of strings was fed {', '.join(others)} among them")
     strings = np.empty(len(flat), dtype=object)
     strings[:] = flat
     return strings.reshape(np.shape(array))

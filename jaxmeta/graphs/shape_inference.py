@@ -123,7 +123,7 @@ def _run_on_sizes(
         roots.update(known)
     if tensor_name in roots:
         return roots[tensor_name][0]
-    library = executor.Library(target.functions)
+    library = executor.Library(target.functions, gradients=target.gradients)
     plan = executor.plan_graph(target.nodes, library, list(roots), [tensor_name])
     held = _specs_of_variables(target) if is_stateful else {}
 
