@@ -54,6 +54,7 @@ ROWS = (
         "meta_graphs.collection_registry",
         "naming",
         "op_defs",
+        "ops._compression",
         "ops._dataflow_values",
         "ops._handles",
         "ops._philox",
