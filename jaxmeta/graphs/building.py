@@ -99,8 +99,8 @@ class Graph(graph.GraphBuilder):
                 function of the others; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
-                by argument and path. Sizes may be symbolic dimensions of `jax.export`, strings
-                that name them, or None: the function then takes arrays of any such size.
+                by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
+                that name them: the function then takes arrays of any such size.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.

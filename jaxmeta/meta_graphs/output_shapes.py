@@ -7,6 +7,7 @@ need no tracing; what the others give is what their records say.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
@@ -177,7 +178,7 @@ class _Check:
                 self.refined[tensor_name] = merged
 
     def _check_number(self, node: graph_pb2.NodeDef, found: int) -> None:
-        if not op_defs.has_op(node.op):
+        if not op_defs.has_op(node.op) or (found and _has_one_output(node.op)):
             return
         wanted = sum(n for _, n in op_defs.output_names(op_defs.get_op_def(node.op), node))
         if found < wanted:
@@ -249,9 +250,15 @@ _RULES: Final[dict[str, Callable[[_Check, graph_pb2.NodeDef], Shape | None]]] = 
 }
 
 
+@functools.cache
+def _has_one_output(op: str) -> bool:
+    outputs = op_defs.get_op_def(op).output_arg
+    return len(outputs) == 1 and not (outputs[0].number_attr or outputs[0].type_list_attr)
+
+
 def _merged(one: Shape | None, other: Shape | None) -> Shape | str | None:
     """Returns what two records of one shape say together, or how they contradict each other."""
-    if one is None or other is None:
+    if one is None or other is None or one == other:
         return other if one is None else one
     if len(one) != len(other):
         return f"Shapes must be equal rank, but are {len(one)} and {len(other)}"

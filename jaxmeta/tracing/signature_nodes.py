@@ -337,7 +337,7 @@ def leaf_spec(leaf: Any, shapes: Shapes) -> Any:
 
 
 def symbolize(arguments: Any) -> tuple[Any, Shapes]:
-    """Returns arguments in which each size that is a string, or None, is a symbolic dimension.
+    """Returns arguments in which each size that is a string is a symbolic dimension.
 
     Also returned are the shapes of the tensors among them of which some sizes are not known.
 
@@ -353,9 +353,8 @@ def symbolize(arguments: Any) -> tuple[Any, Shapes]:
     }
     if not places and not tensors:
         return arguments, {}
-    named = [_without_none(leaves[i].shape, i) for i in places]
-    known = [leaf.shape for leaf in leaves if not is_handle(leaf) and hasattr(leaf, "shape")]
-    symbolic = [shape for shape in known if None not in shape]
+    named = [leaves[i].shape for i in places]
+    symbolic = [leaf.shape for leaf in leaves if not is_handle(leaf) and hasattr(leaf, "shape")]
     made = dimensions.symbolize([*named, *tensors.values(), *symbolic])
     for place, shape in zip(places, made, strict=False):
         leaf = leaves[place]
@@ -366,12 +365,7 @@ def symbolize(arguments: Any) -> tuple[Any, Shapes]:
 
 
 def _has_names(leaf: Any) -> bool:
-    is_spec = isinstance(leaf, jax.ShapeDtypeStruct)
-    return is_spec and any(isinstance(s, str) or s is None for s in leaf.shape)
-
-
-def _without_none(shape: Sequence[Any], place: int) -> list[Any]:
-    return [f"dim{i}_of_{place}" if size is None else size for i, size in enumerate(shape)]
+    return isinstance(leaf, jax.ShapeDtypeStruct) and any(isinstance(s, str) for s in leaf.shape)
 
 
 def _sizes_of_tensor(tensor: Tensor) -> list[Any]:
