@@ -98,6 +98,7 @@ ROWS = (
         "execution.plans",
         "graphs.elements",
         "ops._computation",
+        "ops._gradients",
         "ops._indexing",
         "ops._matrices",
         "ops._pointwise",
@@ -110,6 +111,7 @@ ROWS = (
         "ops._keys",
         "ops._window",
     ),
+    ("ops._convolution",),
     (
         "execution.executor",
         "execution.fetches",

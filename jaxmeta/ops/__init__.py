@@ -11,6 +11,7 @@ from jaxmeta.ops import control_flow as control_flow
 from jaxmeta.ops import conv as conv
 from jaxmeta.ops import conv_gradients as conv_gradients
 from jaxmeta.ops import creation as creation
+from jaxmeta.ops import cropping as cropping
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
 from jaxmeta.ops import dataflow as dataflow
@@ -21,10 +22,13 @@ from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import identities as identities
+from jaxmeta.ops import image_transforms as image_transforms
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining
 from jaxmeta.ops import linear_systems as linear_systems
 from jaxmeta.ops import nn as nn
+from jaxmeta.ops import patches as patches
+from jaxmeta.ops import pooling as pooling
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
@@ -32,6 +36,7 @@ from jaxmeta.ops import random_keys as random_keys
 from jaxmeta.ops import reduce as reduce
 from jaxmeta.ops import reflectors as reflectors
 from jaxmeta.ops import reshaping as reshaping
+from jaxmeta.ops import resizing as resizing
 from jaxmeta.ops import scan as scan
 from jaxmeta.ops import scatter as scatter
 from jaxmeta.ops import shapes as shapes
