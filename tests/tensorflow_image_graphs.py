@@ -264,10 +264,242 @@ for _kernel_type, _antialias in (
         antialias=_antialias,
     )
 
+# --- colors ------------------------------------------------------------------------------------
+
+COLORS = f32(2, 4, 3, 3, low=0.0, high=1.0)
+raw("RGBToHSV", COLORS)
+raw("HSVToRGB", COLORS, gradient=None)
+raw("AdjustHue", f32(2, 4, 3, 3), constants=(-0.3,), gradient=None)
+raw("AdjustSaturation", COLORS, constants=(1.7,), gradient=None)
+raw("AdjustContrastv2", f32(2, 4, 3, 3), constants=(1.7,), gradient=None)
+
+
+# --- quantization ------------------------------------------------------------------------------
+
+_GRID: dict[str, Any]
+for _GRID in ({}, {"num_bits": 4, "narrow_range": True}):
+    raw(
+        "FakeQuantWithMinMaxArgs",
+        IMAGE,
+        gradient="FakeQuantWithMinMaxArgsGradient",
+        min=-1.3,
+        max=0.9,
+        **_GRID,
+    )
+    for _op, _spec in (("", f32()), ("PerChannel", f32(3))):
+        for _low, _high in ((-1.3, 0.9), (0.1, 1.5), (-1.5, -0.5)):
+            _ends = (
+                Spec(_spec.shape, np.float32, _low, _low + 0.1),
+                Spec(_spec.shape, np.float32, _high, _high + 0.1),
+            )
+            raw(
+                f"FakeQuantWithMinMaxVars{_op}",
+                IMAGE,
+                *_ends,
+                gradient=f"FakeQuantWithMinMaxVars{_op}Gradient",
+                **_GRID,
+            )
+raw(
+    "FakeQuantWithMinMaxVars",
+    IMAGE,
+    constants=(0.0, 0.0),
+    gradient="FakeQuantWithMinMaxVarsGradient",
+)
+for _signed, _given, _mode in (
+    (True, True, "HALF_TO_EVEN"),
+    (False, True, "HALF_UP"),
+    (True, False, "HALF_UP"),
+):
+    _options = {"signed_input": _signed, "range_given": _given}
+    _grid = {"num_bits": 5, "round_mode": _mode}
+    raw("QuantizeAndDequantizeV2", IMAGE, constants=(-1.1, 1.3), **_options, **_grid)
+    raw("QuantizeAndDequantizeV3", IMAGE, constants=(-1.1, 1.3, 5), **_options)
+    raw(
+        "QuantizeAndDequantizeV4",
+        IMAGE,
+        constants=(-1.1, 1.3),
+        gradient="QuantizeAndDequantizeV4Grad",
+        **_options,
+        **_grid,
+    )
+raw(
+    "QuantizeAndDequantizeV3",
+    IMAGE,
+    constants=(np.zeros(3, np.float32), np.zeros(3, np.float32), 6),
+    range_given=False,
+    narrow_range=True,
+    axis=3,
+)
+for _type, _mode, _axis in itertools.product(
+    ("quint8", "qint8", "qint16", "qint32"), ("MIN_COMBINED", "MIN_FIRST", "SCALED"), (-1, 3)
+):
+    if _axis == 3 and _mode == "MIN_FIRST":
+        continue
+
+    # What is beyond the largest qint32 wraps around in TensorFlow.
+    _spec = f32(2, 6, 5, 3, low=-0.4, high=0.4) if _type == "qint32" else IMAGE
+
+    @written("QuantizeV2", _spec, gradient=None)
+    def quantize(tf, x, kind=_type, mode=_mode, axis=_axis):
+        low = -1.1 if axis == -1 else tf.constant([-1.1, -0.5, -2.0])
+        high = 1.3 if axis == -1 else tf.constant([1.0, 2.0, 0.5])
+        rounding = "HALF_TO_EVEN" if mode == "SCALED" else "HALF_AWAY_FROM_ZERO"
+        dtype = getattr(tf, kind)
+        integers, low, high = tf.raw_ops.QuantizeV2(
+            input=x,
+            min_range=low,
+            max_range=high,
+            T=dtype,
+            mode=mode,
+            round_mode=rounding,
+            axis=axis,
+        )
+        back = tf.raw_ops.Dequantize(
+            input=integers, min_range=low, max_range=high, mode=mode, axis=axis
+        )
+        plain = tf.bitcast(integers, getattr(tf, kind[1:]))
+        return plain, low, high, back
+
+
+raw("Bucketize", f32(3, 4), gradient=None, boundaries=[-1.0, 0.0, 0.5])
+raw("Bucketize", i32(12), gradient=None, boundaries=[-1.0, 0.0, 2.0])
+
+# --- boxes -------------------------------------------------------------------------------------
+
+MANY_BOXES = (f32(30, 4, low=0.0, high=1.0), f32(30, low=0.0, high=1.0))
+for _most in (7, 40):
+    raw("NonMaxSuppressionV2", *MANY_BOXES, constants=(_most, 0.3), gradient=None)
+    raw("NonMaxSuppressionV3", *MANY_BOXES, constants=(_most, 0.3, 0.4), gradient=None)
+    for _pad in (False, True):
+        _padded = {"pad_to_max_output_size": _pad}
+        raw(
+            "NonMaxSuppressionV4",
+            *MANY_BOXES,
+            constants=(_most, 0.3, 0.2),
+            gradient=None,
+            **_padded,
+        )
+        for _threshold, _sigma in ((0.3, 0.0), (0.4, 0.5), (1.0, 0.3)):
+            raw(
+                "NonMaxSuppressionV5",
+                *MANY_BOXES,
+                constants=(_most, _threshold, 0.2, _sigma),
+                gradient=None,
+                **_padded,
+            )
+raw("NonMaxSuppression", *MANY_BOXES, constants=(9,), gradient=None, iou_threshold=0.2)
+raw(
+    "NonMaxSuppressionWithOverlaps",
+    f32(30, 30, low=0.0, high=1.0),
+    f32(30),
+    constants=(12, 0.6, -1.0),
+    gradient=None,
+)
+for _boxes, _options in (
+    (f32(2, 20, 1, 4, low=-0.1, high=1.1), {}),
+    (f32(2, 20, 3, 4, low=-0.1, high=1.1), {"pad_per_class": True, "clip_boxes": False}),
+):
+    for _total in (10, 50):
+        raw(
+            "CombinedNonMaxSuppression",
+            _boxes,
+            f32(2, 20, 3, low=0.0, high=1.0),
+            constants=(6, _total, 0.2, 0.3),
+            gradient=None,
+            **_options,
+        )
+for _depth in (1, 3, 4):
+    _canvas = f32(2, 9, 11, _depth, low=0.0, high=1.0)
+    raw("DrawBoundingBoxes", _canvas, f32(2, 5, 4, low=-0.3, high=1.3), gradient=None)
+raw(
+    "DrawBoundingBoxesV2",
+    f32(2, 9, 11, 3),
+    f32(2, 5, 4, low=-0.3, high=1.3),
+    f32(2, 4),
+    gradient=None,
+)
+
+# --- what optimizers of graphs fuse --------------------------------------------------------------
+
+_PADDINGS = [[0, 0], [2, 1], [0, 2], [0, 0]]
+for _mode, _padding in (("REFLECT", "SAME"), ("SYMMETRIC", "VALID")):
+    # Of several images TensorFlow's CPU takes the first only.
+    @written("FusedPadConv2D", f32(1, 6, 5, 3), f32(3, 2, 3, 4), gradient=None)
+    def pad_and_convolve(tf, x, w, mode=_mode, padding=_padding):
+        options = {"mode": mode, "strides": [1, 1, 1, 1], "padding": padding}
+        return tf.raw_ops.FusedPadConv2D(input=x, paddings=_PADDINGS, filter=w, **options)
+
+    @written("FusedResizeAndPadConv2D", f32(1, 6, 5, 3), f32(3, 2, 3, 4), gradient=None)
+    def resize_pad_and_convolve(tf, x, w, mode=_mode, padding=_padding):
+        options = {"mode": mode, "strides": [1, 1, 1, 1], "padding": padding}
+        return tf.raw_ops.FusedResizeAndPadConv2D(
+            input=x,
+            size=[9, 8],
+            paddings=_PADDINGS,
+            filter=w,
+            resize_align_corners=mode == "REFLECT",
+            **options,
+        )
+
+
+def made_by_optimizer(tf: Any, op: str, inputs: Any, fused_ops: Any, **attrs: Any) -> Any:
+    """Returns the result of an op for which TensorFlow has no function, only nodes."""
+    graph_def = tf.compat.v1.GraphDef()
+    node = graph_def.node.add(name="fused", op=op)
+    for i, tensor in enumerate(inputs):
+        source = graph_def.node.add(name=f"in{i}", op="Placeholder")
+        source.attr["dtype"].type = tensor.dtype.as_datatype_enum
+        node.input.append(source.name)
+    node.attr["T"].type = 1
+    node.attr["num_args"].i = len(inputs) - 2
+    if op != "_FusedMatMul":
+        node.attr["num_host_args"].i = 0
+        node.attr["TArgs"].list.type.extend([1] * (len(inputs) - 2))
+        node.attr["strides"].list.i.extend([1] * inputs[0].shape.rank)
+        node.attr["padding"].s = b"SAME"
+    node.attr["fused_ops"].list.s.extend(name.encode() for name in fused_ops)
+    for name, value in attrs.items():
+        node.attr[name].CopyFrom(value)
+    (result,) = tf.compat.v1.import_graph_def(
+        graph_def,
+        input_map={f"in{i}:0": tensor for i, tensor in enumerate(inputs)},
+        return_elements=["fused:0"],
+        name="",
+    )
+    return result
+
+
+for _ops in (
+    ("BiasAdd",),
+    ("BiasAdd", "Relu"),
+    ("BiasAdd", "Relu6"),
+    ("BiasAdd", "Elu"),
+    ("BiasAdd", "LeakyRelu"),
+    ("BiasAdd", "Tanh"),
+    ("BiasAdd", "Sigmoid"),
+):
+    if _ops[-1] not in ("Tanh", "Sigmoid"):
+
+        @written("_FusedConv2D", IMAGE, f32(3, 2, 3, 4), f32(4), gradient=None)
+        def convolve_and_apply(tf, *inputs, ops=_ops):
+            return made_by_optimizer(tf, "_FusedConv2D", inputs, ops)
+
+    @written("_FusedMatMul", f32(3, 4), f32(4, 5), f32(5), gradient=None)
+    def multiply_and_apply(tf, *inputs, ops=_ops):
+        return made_by_optimizer(tf, "_FusedMatMul", inputs, ops)
+
+
+@written("_FusedConv2D", IMAGE, f32(3, 2, 3, 3), *CHANNELS, gradient=None)
+def convolve_and_normalize(tf, *inputs):
+    return made_by_optimizer(tf, "_FusedConv2D", inputs, ("FusedBatchNorm", "Relu"))
+
+
 # Ops that TensorFlow's CPU does not run, or that TensorFlow does not write any more.
 ELSEWHERE = (
     "BatchNormWithGlobalNormalization",
     "BatchNormWithGlobalNormalizationGrad",
+    "AdjustContrast",
+    "QuantizeAndDequantize",
     "Conv2DBackpropFilterV2",
     "Conv2DBackpropInputV2",
     "Conv3DBackpropFilter",

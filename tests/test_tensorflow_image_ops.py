@@ -171,3 +171,34 @@ def test_fused_normalization_adds_the_side_input_and_cuts_negatives(rng):
         np.testing.assert_array_equal(found, expected)
         for have, want in zip(others, statistics, strict=True):
             np.testing.assert_array_equal(have, want)
+
+
+def test_contrast_of_an_old_tensorflow_is_cut_off(rng):
+    image = rng.uniform(0.0, 1.0, (2, 4, 3, 3)).astype(np.float32)
+    ends = (np.float32(0.2), np.float32(0.8))
+    found = run("AdjustContrast", image, np.float32(2), *ends)
+    expected = np.clip(run("AdjustContrastv2", image, np.float32(2)), *ends)
+    np.testing.assert_array_equal(found, expected)
+
+
+GRID = {"signed_input": True, "num_bits": 5, "range_given": True}
+
+
+def test_quantization_of_an_old_tensorflow_takes_its_range_from_attrs(rng):
+    x = rng.uniform(-2.0, 2.0, (3, 4)).astype(np.float32)
+    found = run("QuantizeAndDequantize", x, **GRID, input_min=-1.1, input_max=1.3)
+    options = {"round_mode": b"HALF_TO_EVEN", "narrow_range": False, "axis": -1}
+    ends = (np.float32(-1.1), np.float32(1.3))
+    np.testing.assert_array_equal(
+        found, run("QuantizeAndDequantizeV2", x, *ends, **GRID, **options)
+    )
+
+
+def test_quantization_along_an_axis_is_that_of_its_slices(rng):
+    x = rng.uniform(-2.0, 2.0, (2, 3, 4)).astype(np.float32)
+    low, high = np.float32([-1.1, -0.5, -2]), np.float32([1, 2, 0.5])
+    options = {**GRID, "round_mode": b"HALF_TO_EVEN", "narrow_range": True}
+    found = run("QuantizeAndDequantizeV2", x, low, high, **options, axis=1)
+    for i in range(3):
+        expected = run("QuantizeAndDequantizeV2", x[:, i], low[i], high[i], **options, axis=-1)
+        np.testing.assert_array_equal(found[:, i], expected)

@@ -209,6 +209,8 @@ class Planner:
                 return _CALL_KERNEL
             self.unsupported[f"{op}  (node {node.name!r})"] = None
             return _PLAIN_KERNEL
+        if kernel.traced_where and attr[kernel.traced_where].b:
+            kernel = dataclasses.replace(kernel, is_host=False)
         if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
             # Its inputs are not where they are without sizes before them.
             return dataclasses.replace(kernel, static=frozenset())

@@ -3,9 +3,11 @@
 from jaxmeta.ops import arithmetic as arithmetic
 from jaxmeta.ops import batch_normalization as batch_normalization
 from jaxmeta.ops import bits as bits
+from jaxmeta.ops import bounding_boxes as bounding_boxes
 from jaxmeta.ops import calls as calls
 from jaxmeta.ops import casts as casts
 from jaxmeta.ops import collectives as collectives
+from jaxmeta.ops import colors as colors
 from jaxmeta.ops import comparison as comparison
 from jaxmeta.ops import control_flow as control_flow
 from jaxmeta.ops import conv as conv
@@ -19,7 +21,9 @@ from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
+from jaxmeta.ops import fake_quantization as fake_quantization
 from jaxmeta.ops import fft as fft
+from jaxmeta.ops import fused as fused
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import identities as identities
 from jaxmeta.ops import image_transforms as image_transforms
@@ -29,6 +33,7 @@ from jaxmeta.ops import linear_systems as linear_systems
 from jaxmeta.ops import nn as nn
 from jaxmeta.ops import patches as patches
 from jaxmeta.ops import pooling as pooling
+from jaxmeta.ops import quantization as quantization
 from jaxmeta.ops import queues as queues
 from jaxmeta.ops import ragged_dot as ragged_dot
 from jaxmeta.ops import random as random
@@ -48,6 +53,7 @@ from jaxmeta.ops import special_functions as special_functions
 from jaxmeta.ops import state as state
 from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
+from jaxmeta.ops import suppression as suppression
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random

@@ -141,7 +141,9 @@ class Kernel:
         static: which inputs must be known while tracing, by position; they arrive as numpy arrays.
         is_stateful: whether ``run`` takes the session's state before its inputs.
         must_be_fed: whether a value for the node's outputs has to be given.
-        is_host: whether it works on strings or files, which XLA has not, outside jit.
+        is_host: whether it works on strings or files, which XLA has not, or gives arrays whose
+            sizes values say, outside jit.
+        traced_where: a bool attr of the nodes for which ``is_host`` does not hold.
         injected: the arguments that the executor fills in.
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
@@ -158,6 +160,7 @@ class Kernel:
     static: frozenset[int] = frozenset()
     is_stateful: bool = False
     is_host: bool = False
+    traced_where: str = ""
     injected: tuple[str, ...] = ()
     must_be_fed: bool = False
     gives_sizes: bool = False
@@ -292,6 +295,7 @@ def kernel(
     *ops: str,
     static: Sequence[str] = (),
     is_host: bool = False,
+    traced_where: str = "",
     must_be_fed: bool = False,
     gives_sizes: bool = False,
     needs_values: bool = False,
@@ -306,6 +310,7 @@ def kernel(
         *ops: names in TensorFlow's registry.
         static: names of the input arguments that must be known while tracing.
         is_host: see `Kernel`.
+        traced_where: see `Kernel`.
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
         needs_values: see `Kernel`.
@@ -322,6 +327,7 @@ def kernel(
             made = _make_kernel(fn, op, static, is_host)
             KERNELS[op] = dataclasses.replace(
                 made,
+                traced_where=traced_where,
                 must_be_fed=must_be_fed,
                 gives_sizes=gives_sizes,
                 needs_values=needs_values,
