@@ -274,96 +274,6 @@ raw("AdjustSaturation", COLORS, constants=(1.7,), gradient=None)
 raw("AdjustContrastv2", f32(2, 4, 3, 3), constants=(1.7,), gradient=None)
 
 
-# --- quantization ------------------------------------------------------------------------------
-
-_GRID: dict[str, Any]
-for _GRID in ({}, {"num_bits": 4, "narrow_range": True}):
-    raw(
-        "FakeQuantWithMinMaxArgs",
-        IMAGE,
-        gradient="FakeQuantWithMinMaxArgsGradient",
-        min=-1.3,
-        max=0.9,
-        **_GRID,
-    )
-    for _op, _spec in (("", f32()), ("PerChannel", f32(3))):
-        for _low, _high in ((-1.3, 0.9), (0.1, 1.5), (-1.5, -0.5)):
-            _ends = (
-                Spec(_spec.shape, np.float32, _low, _low + 0.1),
-                Spec(_spec.shape, np.float32, _high, _high + 0.1),
-            )
-            raw(
-                f"FakeQuantWithMinMaxVars{_op}",
-                IMAGE,
-                *_ends,
-                gradient=f"FakeQuantWithMinMaxVars{_op}Gradient",
-                **_GRID,
-            )
-raw(
-    "FakeQuantWithMinMaxVars",
-    IMAGE,
-    constants=(0.0, 0.0),
-    gradient="FakeQuantWithMinMaxVarsGradient",
-)
-for _signed, _given, _mode in (
-    (True, True, "HALF_TO_EVEN"),
-    (False, True, "HALF_UP"),
-    (True, False, "HALF_UP"),
-):
-    _options = {"signed_input": _signed, "range_given": _given}
-    _grid = {"num_bits": 5, "round_mode": _mode}
-    raw("QuantizeAndDequantizeV2", IMAGE, constants=(-1.1, 1.3), **_options, **_grid)
-    raw("QuantizeAndDequantizeV3", IMAGE, constants=(-1.1, 1.3, 5), **_options)
-    raw(
-        "QuantizeAndDequantizeV4",
-        IMAGE,
-        constants=(-1.1, 1.3),
-        gradient="QuantizeAndDequantizeV4Grad",
-        **_options,
-        **_grid,
-    )
-raw(
-    "QuantizeAndDequantizeV3",
-    IMAGE,
-    constants=(np.zeros(3, np.float32), np.zeros(3, np.float32), 6),
-    range_given=False,
-    narrow_range=True,
-    axis=3,
-)
-for _type, _mode, _axis in itertools.product(
-    ("quint8", "qint8", "qint16", "qint32"), ("MIN_COMBINED", "MIN_FIRST", "SCALED"), (-1, 3)
-):
-    if _axis == 3 and _mode == "MIN_FIRST":
-        continue
-
-    # What is beyond the largest qint32 wraps around in TensorFlow.
-    _spec = f32(2, 6, 5, 3, low=-0.4, high=0.4) if _type == "qint32" else IMAGE
-
-    @written("QuantizeV2", _spec, gradient=None)
-    def quantize(tf, x, kind=_type, mode=_mode, axis=_axis):
-        low = -1.1 if axis == -1 else tf.constant([-1.1, -0.5, -2.0])
-        high = 1.3 if axis == -1 else tf.constant([1.0, 2.0, 0.5])
-        rounding = "HALF_TO_EVEN" if mode == "SCALED" else "HALF_AWAY_FROM_ZERO"
-        dtype = getattr(tf, kind)
-        integers, low, high = tf.raw_ops.QuantizeV2(
-            input=x,
-            min_range=low,
-            max_range=high,
-            T=dtype,
-            mode=mode,
-            round_mode=rounding,
-            axis=axis,
-        )
-        back = tf.raw_ops.Dequantize(
-            input=integers, min_range=low, max_range=high, mode=mode, axis=axis
-        )
-        plain = tf.bitcast(integers, getattr(tf, kind[1:]))
-        return plain, low, high, back
-
-
-raw("Bucketize", f32(3, 4), gradient=None, boundaries=[-1.0, 0.0, 0.5])
-raw("Bucketize", i32(12), gradient=None, boundaries=[-1.0, 0.0, 2.0])
-
 # --- boxes -------------------------------------------------------------------------------------
 
 MANY_BOXES = (f32(30, 4, low=0.0, high=1.0), f32(30, low=0.0, high=1.0))
@@ -494,19 +404,61 @@ def convolve_and_normalize(tf, *inputs):
     return made_by_optimizer(tf, "_FusedConv2D", inputs, ("FusedBatchNorm", "Relu"))
 
 
+# --- blocks ------------------------------------------------------------------------------------
+
+raw("SpaceToBatch", f32(2, 5, 4, 3), constants=([[1, 0], [0, 2]],), block_size=2)
+raw("BatchToSpace", f32(8, 3, 2, 3), constants=([[1, 0], [0, 1]],), block_size=2)
+raw("SpaceToDepth", f32(2, 4, 6, 3), block_size=2)
+raw("DepthToSpace", f32(2, 2, 3, 12), block_size=2)
+raw("SpaceToBatchND", f32(2, 5, 4, 3), constants=([2, 2], [[1, 0], [0, 0]]))
+raw("BatchToSpaceND", f32(12, 3, 2, 3), constants=([3, 2], [[1, 0], [0, 1]]))
+for _mode in ("REFLECT", "SYMMETRIC"):
+    raw(
+        "MirrorPad",
+        IMAGE,
+        constants=([[0, 0], [3, 2], [1, 4], [0, 0]],),
+        gradient="MirrorPadGrad",
+        mode=_mode,
+    )
+
+# --- regions of unequal sizes --------------------------------------------------------------------
+
+for _overlapping in (False, True):
+
+    @written("FractionalMaxPoolGrad", f32(2, 7, 9, 3), f32(2, 3, 5, 3), gradient=None)
+    def of_largest_of_regions(tf, x, out, overlapping=_overlapping):
+        regions = {"row_pooling_sequence": [0, 2, 5, 7], "col_pooling_sequence": [0, 2, 4, 5, 7, 9]}
+        rows = [x[:, a : b + overlapping] for a, b in ((0, 2), (2, 5), (5, 7))]
+        cells = [
+            [row[:, :, a : b + overlapping] for a, b in ((0, 2), (2, 4), (4, 5), (5, 7), (7, 9))]
+            for row in rows
+        ]
+        pooled = [tf.stack([tf.reduce_max(cell, [1, 2]) for cell in row], 1) for row in cells]
+        options = {"out_backprop": out, "overlapping": overlapping, **regions}
+        return (
+            tf.raw_ops.FractionalMaxPoolGrad(
+                orig_input=x, orig_output=tf.stack(pooled, 1), **options
+            ),
+            tf.raw_ops.FractionalAvgPoolGrad(orig_input_tensor_shape=x.shape, **options),
+        )
+
+
 # Ops that TensorFlow's CPU does not run, or that TensorFlow does not write any more.
 ELSEWHERE = (
     "BatchNormWithGlobalNormalization",
     "BatchNormWithGlobalNormalizationGrad",
     "AdjustContrast",
-    "QuantizeAndDequantize",
     "Conv2DBackpropFilterV2",
     "Conv2DBackpropInputV2",
     "Conv3DBackpropFilter",
     "Conv3DBackpropInput",
+    "FractionalAvgPool",
+    "FractionalAvgPoolGrad",
+    "FractionalMaxPool",
     "MaxPoolGradGradWithArgmax",
     "_FusedBatchNormEx",
 )
 OPS = {op for graph in IMAGE_GRAPHS for op in (graph.op, graph.gradient) if op}.union(
-    ("CropAndResizeGradImage", "Conv3DBackpropFilterV2", "Dilation2DBackpropFilter"), ELSEWHERE
+    ("CropAndResizeGradImage", "Conv3DBackpropFilterV2", "Dilation2DBackpropFilter"),
+    ELSEWHERE,
 )

@@ -28,6 +28,7 @@ ROWS = (
         "graphs.default_graphs",
         "meta_graphs",
         "ops._not_lowered",
+        "ops._rounding",
         "pausing",
         "saving",
         "tracing",

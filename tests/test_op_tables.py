@@ -14,6 +14,7 @@ import primitive_names
 import pytest
 import tensorflow_graphs
 import tensorflow_image_graphs
+import tensorflow_quantization_graphs
 from jax import lax
 from jax.extend import core as jax_core
 
@@ -230,7 +231,10 @@ TESTED_IN = {
     "test_custom_calls.py": ("XlaCallModule",),
     "test_dataflow.py": tuple(op for op, kernel in KERNELS.items() if kernel.needs_values),
     "test_tensorflow_ops.py": (*tensorflow_graphs.OPS, *tensorflow_graphs.RANDOM),
-    "test_tensorflow_image_ops.py": tuple(tensorflow_image_graphs.OPS),
+    "test_tensorflow_image_ops.py": (
+        *tensorflow_image_graphs.OPS,
+        *tensorflow_quantization_graphs.QUANTIZATION_OPS,
+    ),
     "test_summaries.py": tuple(op for op in KERNELS if op.endswith(("Summary", "SummaryV2"))),
 }
 ELSEWHERE = frozenset(op for ops in TESTED_IN.values() for op in ops)

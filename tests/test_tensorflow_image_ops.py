@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from tensorflow_image_graphs import IMAGE_GRAPHS, ImageGraph
+from tensorflow_quantization_graphs import QUANTIZATION_GRAPHS
 
 import jaxmeta
 from jaxmeta.execution import executor
 from jaxmeta.ops._definition import KERNELS
+
+GRAPHS = [*IMAGE_GRAPHS, *QUANTIZATION_GRAPHS]
 
 
 def compare(found: Any, expected: Any, tolerance: float) -> None:
@@ -58,9 +62,7 @@ def pull_back(graph: Any, feeds: list[str], fetches: list[str], arrays: Any, see
 
 
 @pytest.mark.needs_tf
-@pytest.mark.parametrize(
-    "graph", IMAGE_GRAPHS, ids=[f"{i}-{g.op}" for i, g in enumerate(IMAGE_GRAPHS)]
-)
+@pytest.mark.parametrize("graph", GRAPHS, ids=[f"{i}-{g.op}" for i, g in enumerate(GRAPHS)])
 def test_op_gives_what_tensorflow_gives(graph: ImageGraph, rng, tmp_path, tensorflow):
     tf1, path = tensorflow.compat.v1, str(tmp_path / "theirs.meta")
     arrays = {f"x{i}:0": spec.array(rng) for i, spec in enumerate(graph.specs)}
@@ -202,3 +204,30 @@ def test_quantization_along_an_axis_is_that_of_its_slices(rng):
     for i in range(3):
         expected = run("QuantizeAndDequantizeV2", x[:, i], low[i], high[i], **options, axis=-1)
         np.testing.assert_array_equal(found[:, i], expected)
+
+
+@pytest.mark.parametrize("kind", ["Max", "Avg"])
+@pytest.mark.parametrize("is_pseudo", [True, False])
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_fractional_pooling_pools_the_regions_that_it_gives(kind, is_pseudo, overlapping, rng):
+    x = rng.normal(size=(2, 11, 8, 3)).astype(np.float32)
+    options = {
+        "pooling_ratio": (1.0, 1.5, 1.44, 1.0),
+        "pseudo_random": is_pseudo,
+        "overlapping": overlapping,
+        "deterministic": False,
+        "seed": 3,
+        "seed2": 4,
+        "node_name": "pool",
+    }
+    found, rows, columns = run(f"Fractional{kind}Pool", None, x, **options)
+    assert found.shape == (2, 7, 5, 3)
+    for places, size in ((rows, 11), (columns, 8)):
+        steps = np.diff(places)
+        assert places[0] == 0
+        assert places[-1] == size
+        assert set(steps) <= {1, 2}
+    reduce = np.max if kind == "Max" else np.mean
+    for i, j in itertools.product(range(7), range(5)):
+        cell = x[:, rows[i] : rows[i + 1] + overlapping, columns[j] : columns[j + 1] + overlapping]
+        np.testing.assert_allclose(found[:, i, j], reduce(cell, (1, 2)), rtol=1e-5, atol=1e-6)

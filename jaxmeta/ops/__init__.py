@@ -23,6 +23,7 @@ from jaxmeta.ops import embedding as embedding
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fake_quantization as fake_quantization
 from jaxmeta.ops import fft as fft
+from jaxmeta.ops import fractional_pooling as fractional_pooling
 from jaxmeta.ops import fused as fused
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import identities as identities

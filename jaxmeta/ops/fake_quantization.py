@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._rounding import divide
 
 _Levels = tuple[int, int]
 
@@ -25,7 +26,7 @@ def _levels(num_bits: int, narrow_range: bool) -> _Levels:
 def _nudge(low: Any, high: Any, levels: _Levels) -> tuple[Any, Any, Any]:
     """Returns a range and its step; the range is moved so that 0 is on the grid."""
     first, last = (np.float32(level) for level in levels)
-    step = (high - low) / (last - first)
+    step = divide(jnp.asarray(high - low), last - first)
     zero = jnp.clip(jnp.floor(first - low / step + np.float32(0.5)), first, last)
     return (first - zero) * step, (last - zero) * step, step
 

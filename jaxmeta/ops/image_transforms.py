@@ -14,6 +14,7 @@ from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._gradients import transpose
 from jaxmeta.ops._operands import ints
+from jaxmeta.ops._rounding import round_away
 
 # --- projective maps ---------------------------------------------------------------------------
 
@@ -61,10 +62,6 @@ def _sources(transforms: Any, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
     return rows, columns, is_finite
 
 
-def _round_away(x: Any) -> Any:
-    return jnp.trunc(x + jnp.copysign(np.float32(0.5), x))
-
-
 @kernel("ImageProjectiveTransformV3", static=("output_shape",))
 def project_image(
     images: Any,
@@ -96,7 +93,7 @@ def project_image(
         return jnp.where(is_inside[..., None], found, fill.astype(images.dtype))
 
     if interpolation == b"NEAREST":
-        result = read(_round_away(rows), _round_away(columns))
+        result = read(round_away(rows), round_away(columns))
     else:
         top, left = jnp.floor(rows), jnp.floor(columns)
         y_share, x_share = (rows - top)[..., None], (columns - left)[..., None]

@@ -11,18 +11,15 @@ import numpy as np
 
 from jaxmeta import dtypes, errors
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._rounding import divide, round_away
 
 _LARGEST: Final = np.finfo(np.float32).max
-
-
-def _round_away(x: Any) -> Any:
-    return jnp.trunc(x + jnp.copysign(np.asarray(0.5, x.dtype), x))
 
 
 _ROUNDINGS: Final[dict[bytes, Callable[[Any], Any]]] = {
     b"HALF_TO_EVEN": jnp.round,
     b"HALF_UP": lambda x: jnp.floor(x + np.asarray(0.5, x.dtype)),
-    b"HALF_AWAY_FROM_ZERO": _round_away,
+    b"HALF_AWAY_FROM_ZERO": round_away,
 }
 
 
@@ -202,7 +199,7 @@ def _quantize_combined(x: Any, low: Any, high: Any, dtype: Any) -> Any:
     first, last = _limits(dtype)
     scale = np.float32(last - first) / (high - low)
     scaled = (jnp.clip(x, low, high) - low) * scale - np.float32(_half_range(dtype))
-    return _to_integers(_round_away(scaled), first, last, dtype)
+    return _to_integers(round_away(scaled), first, last, dtype)
 
 
 def _quantize_first(x: Any, low: Any, high: Any, dtype: Any) -> Any:
@@ -210,7 +207,7 @@ def _quantize_first(x: Any, low: Any, high: Any, dtype: Any) -> Any:
     first, last = _limits(dtype)
     steps = float(last - first + 1)
     scale = np.float32(steps) / ((high - low) * np.float32(steps / (steps - 1)))
-    scaled = _round_away(x * scale) - _round_away(low * scale) + np.float32(first)
+    scaled = round_away(x * scale) - round_away(low * scale) + np.float32(first)
     return _to_integers(scaled, first, last, dtype)
 
 
@@ -261,17 +258,17 @@ def dequantize(
     low, high = _along(min_range, axis, x.ndim), _along(max_range, axis, x.ndim)
     wide = x.astype(np.float32)
     if mode == b"SCALED":
-        scale = high / np.float32(last)
+        scale = divide(high, last)
         if first:
-            scale = jnp.maximum(scale, low / np.float32(first + narrow_range))
+            scale = jnp.maximum(scale, divide(low, first + narrow_range))
         result = wide * scale
     elif mode == b"MIN_COMBINED":
-        scale = (high - low) / np.float32(last - first)
+        scale = divide(high - low, last - first)
         result = (wide + np.float32(_half_range(x.dtype))) * scale + low
     elif mode == b"MIN_FIRST":
-        scale = (high - low) / np.float32(last - first)
+        scale = divide(high - low, last - first)
         is_wide = high > low
-        start = jnp.where(is_wide, _round_away(low / jnp.where(is_wide, scale, 1)) * scale, low)
+        start = jnp.where(is_wide, round_away(low / jnp.where(is_wide, scale, 1)) * scale, low)
         result = start + (wide - np.float32(first)) * scale
     else:
         raise errors.InvalidArgumentError(f"Dequantize has no mode {mode.decode()!r}")
