@@ -131,6 +131,7 @@ ROWS = (
         "meta_graphs.node_differences",
         "ops",
         "saving.saver_nodes",
+        "tracing.static_arguments",
         "tracing.trace",
     ),
     (

@@ -11,10 +11,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dtypes, errors, op_defs, values
+from jaxmeta import dtypes, errors, op_defs, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution.plans import Plan, State, Step
 from jaxmeta.ops import _definition
@@ -28,6 +29,8 @@ FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 class FunctionLibrary(Protocol):
     """What a plan asks of the functions of a graph; see `executor.Library`."""
+
+    placement: shardings.Placement
 
     def __getitem__(self, name: str) -> Any:
         """Returns a function."""
@@ -100,6 +103,8 @@ class Planner:
             inputs.append(place)
         refs = output_refs(node)
         run = self._bind_kernel(node, kernel, len(refs))
+        if shardings.CONTEXT_ATTR in node.attr:
+            run = shardings.run_in_context(run, node.attr[shardings.CONTEXT_ATTR].list.s)
         env, host_kernels = self.env, _definition.HOST_KERNELS
         self._fold_inputs(node, kernel, inputs)
         at_need = op in host_kernels and (
@@ -175,7 +180,10 @@ class Planner:
         attr = node.attr
         value = values.tensor_from_proto(attr["value"].tensor)
         if _definition.CAPTURED_ATTR in attr:
-            self.add_place(name, jnp.asarray(value))
+            recorded = shardings.sharding_from_attrs(attr)
+            sharding = self._library.placement.sharding(recorded)
+            array = jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
+            self.add_place(name, array)
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)

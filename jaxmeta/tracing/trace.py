@@ -14,7 +14,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, values
+from jaxmeta import dtypes, errors, naming, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import graph, nodes
 from jaxmeta.graphs.nodes import Edge
@@ -59,6 +59,8 @@ class Tracing:
     """The functions that take the sizes of all of them."""
     is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
     carries: tuple[str, ...] = ()
+    mesh: Any = dataclasses.field(default_factory=jax.sharding.get_abstract_mesh)
+    """In whose context the entry point is traced."""
 
     @classmethod
     def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:
@@ -194,6 +196,7 @@ class Lowerer:
         self._constants: dict[Any, Edge] = {}
         self._sizes = dimension_nodes.DimensionNodes(container, self.constant)
         self._scope = ""
+        self._context: dict[str, Any] = {}
         self.eqn: jaxprs.Eqn = None
         self.jaxpr: jaxprs.Jaxpr = None
 
@@ -242,6 +245,7 @@ class Lowerer:
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
+            self._context = shardings.context_to_attrs(jaxprs.context_mesh(eqn), self._tracing.mesh)
             keeps_weak = _depends_on_weakness(eqn)
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
@@ -314,7 +318,7 @@ class Lowerer:
             attrs[dimension_nodes.DIMENSIONS_ATTR] = names
         base = name or op
         full_name = f"{self._scope}/{base}" if self._scope else base
-        return self._container.add_node(op, inputs, attrs, full_name)
+        return self._container.add_node(op, inputs, {**attrs, **self._context}, full_name)
 
     def constant(self, value: Any, dtype: Any = None, *, is_weak: bool = False) -> Edge:
         """See `LoweringContext`."""
