@@ -231,7 +231,9 @@ class Planner:
         if kernel is None:
             if self._library.definition(op) is not None:
                 return _CALL_KERNEL
-            self.unsupported[f"{op}  (node {node.name!r})"] = None
+            reason = _definition.REFUSED_OPS.get(op)
+            because = f": {reason}" if reason else ""
+            self.unsupported[f"{op}  (node {node.name!r}){because}"] = None
             return _PLAIN_KERNEL
         if kernel.traced_where and attr[kernel.traced_where].b:
             kernel = dataclasses.replace(kernel, is_host=False)

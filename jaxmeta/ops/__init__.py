@@ -27,6 +27,7 @@ from jaxmeta.ops import fractional_pooling as fractional_pooling
 from jaxmeta.ops import fused as fused
 from jaxmeta.ops import gather as gather
 from jaxmeta.ops import identities as identities
+from jaxmeta.ops import image_files as image_files
 from jaxmeta.ops import image_transforms as image_transforms
 from jaxmeta.ops import incomplete_functions as incomplete_functions
 from jaxmeta.ops import joining as joining

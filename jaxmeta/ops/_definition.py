@@ -248,6 +248,8 @@ STRING_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel of nodes that are given strings, where another one is for numbers."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
+REFUSED_OPS: Final[dict[str, str]] = {}
+"""Op name to why it has no kernel, where that is known."""
 EXAMPLES: Final[list[Example]] = []
 
 
