@@ -72,9 +72,10 @@ VOLUME = f32(2, 5, 6, 4, 3)
 # --- other sizes -------------------------------------------------------------------------------
 
 RULES = ({}, {"align_corners": True}, {"half_pixel_centers": True})
-for _op, _size, _rule in itertools.product(
-    ("ResizeBilinear", "ResizeNearestNeighbor", "ResizeBicubic"), ([9, 3], [1, 13]), RULES
+for _op, _rule in itertools.product(
+    ("ResizeBilinear", "ResizeNearestNeighbor", "ResizeBicubic"), RULES
 ):
+    _size = [9, 3] if _rule else [1, 13]
     raw(_op, IMAGE, constants=(_size,), gradient=f"{_op}Grad", **_rule)
 for _op in ("ResizeBilinear", "ResizeBicubic"):
     raw(_op, Spec((2, 6, 5, 3), np.uint8, 0, 250), constants=([4, 7],), gradient=None)
@@ -252,8 +253,9 @@ raw(
     interpolation="BILINEAR",
 )
 for _kernel_type, _antialias in (
-    *itertools.product(("lanczos3", "triangle", "keyscubic"), (True, False)),
-    *((kind, True) for kind in ("lanczos1", "lanczos5", "gaussian", "box", "mitchellcubic")),
+    ("triangle", False),
+    *((kind, True) for kind in ("lanczos1", "lanczos3", "lanczos5", "gaussian", "box", "triangle")),
+    *((kind, True) for kind in ("keyscubic", "mitchellcubic")),
 ):
     raw(
         "ScaleAndTranslate",
@@ -277,26 +279,19 @@ raw("AdjustContrastv2", f32(2, 4, 3, 3), constants=(1.7,), gradient=None)
 # --- boxes -------------------------------------------------------------------------------------
 
 MANY_BOXES = (f32(30, 4, low=0.0, high=1.0), f32(30, low=0.0, high=1.0))
-for _most in (7, 40):
+for _most, _pad in ((7, False), (40, True)):
+    _padded = {"pad_to_max_output_size": _pad}
     raw("NonMaxSuppressionV2", *MANY_BOXES, constants=(_most, 0.3), gradient=None)
     raw("NonMaxSuppressionV3", *MANY_BOXES, constants=(_most, 0.3, 0.4), gradient=None)
-    for _pad in (False, True):
-        _padded = {"pad_to_max_output_size": _pad}
+    raw("NonMaxSuppressionV4", *MANY_BOXES, constants=(_most, 0.3, 0.2), gradient=None, **_padded)
+    for _threshold, _sigma in ((0.3, 0.0), (0.4, 0.5)):
         raw(
-            "NonMaxSuppressionV4",
+            "NonMaxSuppressionV5",
             *MANY_BOXES,
-            constants=(_most, 0.3, 0.2),
+            constants=(_most, _threshold, 0.2, _sigma),
             gradient=None,
             **_padded,
         )
-        for _threshold, _sigma in ((0.3, 0.0), (0.4, 0.5), (1.0, 0.3)):
-            raw(
-                "NonMaxSuppressionV5",
-                *MANY_BOXES,
-                constants=(_most, _threshold, 0.2, _sigma),
-                gradient=None,
-                **_padded,
-            )
 raw("NonMaxSuppression", *MANY_BOXES, constants=(9,), gradient=None, iou_threshold=0.2)
 raw(
     "NonMaxSuppressionWithOverlaps",
@@ -305,19 +300,18 @@ raw(
     constants=(12, 0.6, -1.0),
     gradient=None,
 )
-for _boxes, _options in (
-    (f32(2, 20, 1, 4, low=-0.1, high=1.1), {}),
-    (f32(2, 20, 3, 4, low=-0.1, high=1.1), {"pad_per_class": True, "clip_boxes": False}),
+for _boxes, _total, _options in (
+    (f32(2, 20, 1, 4, low=-0.1, high=1.1), 10, {}),
+    (f32(2, 20, 3, 4, low=-0.1, high=1.1), 50, {"pad_per_class": True, "clip_boxes": False}),
 ):
-    for _total in (10, 50):
-        raw(
-            "CombinedNonMaxSuppression",
-            _boxes,
-            f32(2, 20, 3, low=0.0, high=1.0),
-            constants=(6, _total, 0.2, 0.3),
-            gradient=None,
-            **_options,
-        )
+    raw(
+        "CombinedNonMaxSuppression",
+        _boxes,
+        f32(2, 20, 3, low=0.0, high=1.0),
+        constants=(6, _total, 0.2, 0.3),
+        gradient=None,
+        **_options,
+    )
 for _depth in (1, 3, 4):
     _canvas = f32(2, 9, 11, _depth, low=0.0, high=1.0)
     raw("DrawBoundingBoxes", _canvas, f32(2, 5, 4, low=-0.3, high=1.3), gradient=None)
@@ -455,6 +449,7 @@ ELSEWHERE = (
     "FractionalAvgPool",
     "FractionalAvgPoolGrad",
     "FractionalMaxPool",
+    "ImageProjectiveTransform",
     "MaxPoolGradGradWithArgmax",
     "_FusedBatchNormEx",
 )

@@ -24,7 +24,7 @@ for _GRID in ({}, {"num_bits": 4, "narrow_range": True}):
         **_GRID,
     )
     for _op, _spec in (("", f32()), ("PerChannel", f32(3))):
-        for _low, _high in ((-1.3, 0.9), (0.1, 1.5), (-1.5, -0.5)):
+        for _low, _high in ((-1.3, 0.9), (0.1, 1.5), (-1.5, -0.5))[: 1 if _GRID else 3]:
             _ends = (
                 Spec(_spec.shape, np.float32, _low, _low + 0.1),
                 Spec(_spec.shape, np.float32, _high, _high + 0.1),
@@ -75,7 +75,7 @@ raw(
 for _type, _mode, _axis in itertools.product(
     ("quint8", "qint8", "qint16", "qint32"), ("MIN_COMBINED", "MIN_FIRST", "SCALED"), (-1, 3)
 ):
-    if _axis == 3 and _mode == "MIN_FIRST":
+    if _axis == 3 and (_mode == "MIN_FIRST" or _type.endswith(("16", "32"))):
         continue
 
     # What is beyond the largest qint32 wraps around in TensorFlow.

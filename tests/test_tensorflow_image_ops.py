@@ -231,3 +231,56 @@ def test_fractional_pooling_pools_the_regions_that_it_gives(kind, is_pseudo, ove
     for i, j in itertools.product(range(7), range(5)):
         cell = x[:, rows[i] : rows[i + 1] + overlapping, columns[j] : columns[j + 1] + overlapping]
         np.testing.assert_allclose(found[:, i, j], reduce(cell, (1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", [b"NEAREST", b"BILINEAR"])
+def test_projection_of_contrib_keeps_the_size(interpolation, rng):
+    images = rng.normal(size=(2, 6, 5, 3)).astype(np.float32)
+    maps = np.float32([[1.1, 0.2, -0.5, -0.1, 0.8, 0.7, 0, 0], [0.5, 0, 2, 0, -2, 4, 0, 0]])
+    found = run("ImageProjectiveTransform", images, maps, interpolation=interpolation)
+    options = {"interpolation": interpolation, "fill_mode": b"CONSTANT"}
+    expected = run("ImageProjectiveTransformV2", images, maps, np.array([6, 5]), **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+LAYOUTS = {2: (b"NHWC", b"NCHW"), 3: (b"NDHWC", b"NCDHW")}
+# Op, rank, the attrs that are in the order of the axes, and others.
+CHANNELS_FIRST: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
+    ("MaxPool", 2, {"ksize": (1, 3, 2, 1), "strides": (1, 2, 1, 1)}, {"explicit_paddings": ()}),
+    ("AvgPool", 2, {"ksize": (1, 3, 2, 1), "strides": (1, 2, 1, 1)}, {}),
+    ("MaxPool3D", 3, {"ksize": (1, 3, 2, 2, 1), "strides": (1, 2, 1, 1, 1)}, {}),
+    ("AvgPool3D", 3, {"ksize": (1, 3, 2, 2, 1), "strides": (1, 2, 1, 1, 1)}, {}),
+    ("Conv2D", 2, {"strides": (1, 2, 1, 1), "dilations": (1, 1, 2, 1)}, {"explicit_paddings": ()}),
+    ("Conv3D", 3, {"strides": (1, 2, 1, 1, 1), "dilations": (1, 1, 2, 1, 1)}, {}),
+)
+
+
+@pytest.mark.parametrize(
+    ("op", "rank", "of_axes", "attrs"), CHANNELS_FIRST, ids=[case[0] for case in CHANNELS_FIRST]
+)
+def test_channels_first_is_channels_last_transposed(op, rank, of_axes, attrs, rng):
+    last, first = LAYOUTS[rank]
+    x = rng.normal(size=(2, *(6, 5, 4)[:rank], 3)).astype(np.float32)
+    weights = rng.normal(size=(*(3, 2, 2)[:rank], 3, 4)).astype(np.float32)
+    inputs = (weights,) if op.startswith("Conv") else ()
+
+    @jax.jit
+    def in_layout(x: Any, *inputs: Any) -> Any:
+        moved = {name: (v[0], v[-1], *v[1:-1]) for name, v in of_axes.items()}
+        y = run(
+            op,
+            jax.numpy.moveaxis(x, -1, 1),
+            *inputs,
+            padding=b"SAME",
+            data_format=first,
+            **moved,
+            **attrs,
+        )
+        return jax.numpy.moveaxis(y, 1, -1)
+
+    @jax.jit
+    def expected(x: Any, *inputs: Any) -> Any:
+        return run(op, x, *inputs, padding=b"SAME", data_format=last, **of_axes, **attrs)
+
+    found, want = in_layout(x, *inputs), expected(x, *inputs)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)

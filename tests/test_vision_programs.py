@@ -256,6 +256,6 @@ def test_files_of_images_are_refused_with_what_to_do():
     graph = jaxmeta.Graph()
     (content,) = graph.add_node("Placeholder", [], {"dtype": dtypes.STRING, "shape": ()}, "content")
     graph.add_node("DecodePng", [content], {}, "decoded")
-    refusal = pytest.raises(jaxmeta.UnsupportedOpError, match="DecodePng.*outside the graph")
+    refusal = pytest.raises(jaxmeta.UnsupportedOpError, match=r"DecodePng.*outside the graph")
     with jaxmeta.Session(graph) as session, refusal:
         session.run("decoded:0", {"content:0": b""})

@@ -117,6 +117,18 @@ def project_image_v2(
     )
 
 
+@kernel("ImageProjectiveTransform")
+def project_image_v1(images: Any, transforms: Any, *, interpolation: bytes) -> Any:
+    """Returns images of the same size; the op of tf.contrib."""
+    return project_image_v2(
+        images,
+        transforms,
+        images.shape[1:3],
+        interpolation=interpolation,
+        fill_mode=b"CONSTANT",
+    )
+
+
 # --- scales and translations -------------------------------------------------------------------
 
 

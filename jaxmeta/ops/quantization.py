@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmeta import dtypes, errors
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._rounding import divide, round_away
 
 _LARGEST: Final = np.finfo(np.float32).max
@@ -110,7 +111,7 @@ def quantize_and_dequantize_v2(
     signed_input: bool,
     num_bits: int,
     range_given: bool,
-    round_mode: bytes,
+    round_mode: bytes = b"HALF_TO_EVEN",
     narrow_range: bool,
     axis: int,
 ) -> Any:
@@ -118,38 +119,22 @@ def quantize_and_dequantize_v2(
     return _straight_through(input, _on_grid(input, input_min, input_max, *options))
 
 
-@kernel("QuantizeAndDequantizeV3", static=("num_bits",))
-def quantize_and_dequantize_v3(
-    input: Any,
-    input_min: Any,
-    input_max: Any,
-    num_bits: Any,
-    *,
-    signed_input: bool,
-    range_given: bool,
-    narrow_range: bool,
-    axis: int,
-) -> Any:
-    options = (int(num_bits), signed_input, range_given, b"HALF_TO_EVEN", narrow_range, axis)
-    return _straight_through(input, _on_grid(input, input_min, input_max, *options))
+def _quantize_of_inputs(input: Any, low: Any, high: Any, num_bits: Any, **attrs: Any) -> Any:
+    return quantize_and_dequantize_v2(input, low, high, num_bits=int(num_bits), **attrs)
 
 
-@kernel("QuantizeAndDequantizeV4")
-def quantize_and_dequantize_v4(
-    input: Any,
-    input_min: Any,
-    input_max: Any,
-    *,
-    signed_input: bool,
-    num_bits: int,
-    range_given: bool,
-    round_mode: bytes,
-    narrow_range: bool,
-    axis: int,
-) -> Any:
-    options = (num_bits, signed_input, range_given, round_mode, narrow_range, axis)
-    quantized = _on_grid(input, input_min, input_max, *options)
-    return _straight_through(input, quantized, _is_in_range(input, input_min, input_max, axis))
+def _quantize_in_range(input: Any, low: Any, high: Any, **attrs: Any) -> Any:
+    """Passes gradients in the range only, where versions before the fourth pass all."""
+    quantized = quantize_and_dequantize_v2(input, low, high, **attrs)
+    return _straight_through(input, quantized, _is_in_range(input, low, high, attrs["axis"]))
+
+
+kernel("QuantizeAndDequantizeV3", static=("num_bits",))(
+    reading_attrs_of("QuantizeAndDequantizeV3", _quantize_of_inputs, quantize_and_dequantize_v2)
+)
+kernel("QuantizeAndDequantizeV4")(
+    reading_attrs_of("QuantizeAndDequantizeV4", _quantize_in_range, quantize_and_dequantize_v2)
+)
 
 
 def _is_in_range(x: Any, low: Any, high: Any, axis: int) -> Any:
