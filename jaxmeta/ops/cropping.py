@@ -13,11 +13,12 @@ from jaxmeta import dtypes
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._gradients import pull_back
 from jaxmeta.ops._operands import ints
+from jaxmeta.tracing import dimensions
 
 
-def _sampled_places(low: Any, high: Any, size: int, new_size: int) -> Any:
+def _sampled_places(low: Any, high: Any, size: Any, new_size: int) -> Any:
     """Returns where in an image the pixels of each box lie along an axis: [boxes, new_size]."""
-    last = np.float32(size - 1)
+    last = (jnp if dimensions.is_symbolic(size) else np).float32(size - 1)
     if new_size == 1:
         return (np.float32(0.5) * (low + high) * last)[:, None]
     step = (high - low) * last / np.float32(new_size - 1)
