@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tensorflow_image_graphs import IMAGE, IMAGE_GRAPHS, raw, written
 
-from jaxmeta.ops._definition import Spec, f32, i32
+from jaxmeta.ops._definition import Spec, f32
 
 _FIRST = len(IMAGE_GRAPHS)
 _options: dict[str, Any]
@@ -101,10 +101,6 @@ for _type, _mode, _axis in itertools.product(
         )
         plain = tf.bitcast(integers, getattr(tf, kind[1:]))
         return plain, low, high, back
-
-
-raw("Bucketize", f32(3, 4), gradient=None, boundaries=[-1.0, 0.0, 0.5])
-raw("Bucketize", i32(12), gradient=None, boundaries=[-1.0, 0.0, 2.0])
 
 
 QUANTIZATION_GRAPHS = IMAGE_GRAPHS[_FIRST:]

@@ -258,10 +258,3 @@ def dequantize(
     else:
         raise errors.InvalidArgumentError(f"Dequantize has no mode {mode.decode()!r}")
     return result.astype(dtypes.dtype_from_number(dtype))
-
-
-@kernel("Bucketize")
-def bucketize(input: Any, *, boundaries: tuple[float, ...]) -> Any:
-    """Returns how many boundaries are not above each number."""
-    ends = np.asarray(boundaries, np.float32)
-    return jnp.searchsorted(ends, jnp.asarray(input, np.float32), side="right").astype(np.int32)
