@@ -1,6 +1,7 @@
 """Writes jaxmeta/op_defs.pbtxt and op_defs.pb from the installed TensorFlow.
 
-The vocabulary is the text file itself: the ops it names are looked up again in TensorFlow.
+The vocabulary is the text file itself: the ops it names are looked up again in TensorFlow, or in
+retired_op_defs.pbtxt where TensorFlow has them no more.
 
     python protos/dump_op_defs.py                    # look up all of them again
     python protos/dump_op_defs.py --add Foo BarV2    # and these too
@@ -20,6 +21,7 @@ from tensorflow.python.client import pywrap_tf_session
 from jaxmeta._proto import graph_pb2
 
 TEXT_PATH = pathlib.Path(__file__).parents[1] / "jaxmeta" / "op_defs.pbtxt"
+RETIRED_PATH = pathlib.Path(__file__).with_name("retired_op_defs.pbtxt")
 BINARY_PATH = TEXT_PATH.with_suffix(".pb")
 HEADER = """\
 # The ops that jaxmeta knows: their OpDefs as TensorFlow {version} registers them, without prose.
@@ -29,14 +31,20 @@ HEADER = """\
 
 
 def registered_op_defs() -> dict[str, graph_pb2.OpDef]:
-    """Returns every op of the installed TensorFlow, by name, without its prose."""
+    """Returns every op of the installed TensorFlow, and the retired, by name, without prose."""
     serialized = pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList())
     op_defs = {op_def.name: op_def for op_def in graph_pb2.OpList.FromString(serialized).op}
     for op_def in op_defs.values():
         for described in (op_def, *op_def.input_arg, *op_def.output_arg, *op_def.attr):
             described.ClearField("description")
         op_def.ClearField("summary")
-    return op_defs
+    return op_defs | retired_op_defs()
+
+
+def retired_op_defs() -> dict[str, graph_pb2.OpDef]:
+    """Returns the ops that TensorFlow registers no more, by name."""
+    text = RETIRED_PATH.read_text(encoding="utf-8")
+    return {op_def.name: op_def for op_def in text_format.Parse(text, graph_pb2.OpList()).op}
 
 
 def listed_op_names() -> set[str]:

@@ -313,6 +313,33 @@ def partition(tf, x, parts):
     return first * 2, tf.shape(second)
 
 
+PLACE = i32(low=1, high=-2)
+
+
+@written("StridedSlice", f32(5, 6), PLACE)
+def at_computed_places(tf, x, i):
+    return x[i], x[:, -i], x[tf.newaxis, i, ...], tf.slice(x, [i, 2 * i], [2, 3])
+
+
+@written("StridedSliceGrad", f32(5, 6), PLACE)
+def of_computed_places(tf, x, i):
+    return tf.gradients(x[:, i] ** 2, x)
+
+
+@written("Ceil", f32(5, 6))
+def sizes_computed_as_floats(tf, x):
+    x = of_any_shape(tf, x)
+    half = tf.cast(tf.math.ceil(tf.cast(tf.shape(x)[0], tf.float32) / 2.0), tf.int32)
+    first, second = tf.unstack(tf.constant([2, 3]))
+    return tf.fill([half, first], 1.0), tf.linspace(0.0, 1.0, second * 2) * x[0]
+
+
+@written("PartitionedCall", f32(5, 6))
+def sizes_given_to_functions(tf, x):
+    pad = tf.function(lambda x, low: tf.pad(x, [[low, 1], [0, low * 2]]), autograph=False)
+    return pad(x, tf.constant(2))
+
+
 # --- rows of tables ----------------------------------------------------------------------------
 
 IDS = i32(7, low=-1, high=0)

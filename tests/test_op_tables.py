@@ -18,6 +18,8 @@ import pytest
 import random_graphs
 import sparse_graphs
 import tensorflow_graphs
+import tensorflow_image_graphs
+import tensorflow_quantization_graphs
 from jax import lax
 from jax.extend import core as jax_core
 
@@ -249,6 +251,10 @@ TESTED_IN = {
         *sparse_graphs.ALIASES,
     ),
     "test_tensorflow_random.py": random_graphs.OPS,
+    "test_tensorflow_image_ops.py": (
+        *tensorflow_image_graphs.OPS,
+        *tensorflow_quantization_graphs.QUANTIZATION_OPS,
+    ),
     "test_summaries.py": tuple(op for op in KERNELS if op.endswith(("Summary", "SummaryV2"))),
 }
 ELSEWHERE = frozenset(op for ops in TESTED_IN.values() for op in ops)

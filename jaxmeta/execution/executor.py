@@ -313,6 +313,7 @@ def _plan_in_order(
     planner = Planner(library)
     arguments = [planner.add_place(argument.name) for argument in function.signature.input_arg]
     planner.sizes.update(arguments[: len(sizes.dimensions_taken(function))])
+    planner.may_be_known(arguments)
     refs = _function_refs(library)
     for node in nodes:
         planner.add_node(node, refs)

@@ -74,6 +74,13 @@ class Planner:
         self.places[name] = place
         return place
 
+    def may_be_known(self, arguments: Iterable[int]) -> None:
+        """Says that callers may give numbers for arguments, of which shapes are made."""
+        for place in arguments:
+            if place not in self.sizes:
+                self.foldable[place] = _NO_STEP
+                self.at_need.add(place)
+
     def add_node(
         self, node: graph_pb2.NodeDef, output_refs: Callable[[graph_pb2.NodeDef], list[str]]
     ) -> None:
@@ -107,18 +114,19 @@ class Planner:
             run = shardings.run_in_context(run, node.attr[shardings.CONTEXT_ATTR].list.s)
         env, host_kernels = self.env, _definition.HOST_KERNELS
         self._fold_inputs(node, kernel, inputs)
-        at_need = op in host_kernels and host_kernels[op].at_need
+        at_need = op in host_kernels and (
+            host_kernels[op].at_need
+            or any(place in self.at_need and place not in self.sizes for place in inputs)
+        )
         if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
-            if at_need and self.sizes.union(self.foldable).issuperset(inputs):
-                self.foldable[len(env)] = len(self.steps)
-                self.at_need.add(len(env))
+            if at_need and all(place in self.sizes or place in self.foldable for place in inputs):
+                self._may_fold(range(len(env), len(env) + len(refs)), at_need)
                 run = sizes.folding(None, run, kernel.static)
             else:
                 run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
         elif op in host_kernels and all(place in self.foldable for place in inputs):
-            self.foldable[len(env)] = len(self.steps)
-            if at_need or not self.at_need.isdisjoint(inputs):
-                self.at_need.add(len(env))
+            is_needed = at_need or not self.at_need.isdisjoint(inputs)
+            self._may_fold(range(len(env), len(env) + len(refs)), is_needed)
         if kernel.is_host or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING):
             self.is_host = True
         if kernel.needs_values:
@@ -132,6 +140,13 @@ class Planner:
         else:
             outputs = [self.add_place(ref) for ref in refs]
             self.steps.append((run, inputs, -1, outputs, kernel, node))
+
+    def _may_fold(self, places: Iterable[int], at_need: bool) -> None:
+        """Says that the next step, whose outputs have these places, may be done on the host."""
+        for place in places:
+            self.foldable[place] = len(self.steps)
+            if at_need:
+                self.at_need.add(place)
 
     def _dereference(
         self,
@@ -185,8 +200,10 @@ class Planner:
             place = self.add_place(name, value)
             if value.dtype == object:
                 self.is_host = True
-            elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
+            elif value.size <= _MOST_SIZES and value.dtype.kind in "iufb":
                 self.foldable[place] = _NO_STEP
+                if value.dtype != np.int32:
+                    self.at_need.add(place)
 
     def add_constant_step(self, node: graph_pb2.NodeDef, ref: str) -> None:
         """Makes a constant a step, because it lies in a branch that may not be taken."""
@@ -224,8 +241,12 @@ class Planner:
         if kernel is None:
             if self._library.definition(op) is not None:
                 return _CALL_KERNEL
-            self.unsupported[f"{op}  (node {node.name!r})"] = None
+            reason = _definition.REFUSED_OPS.get(op)
+            because = f": {reason}" if reason else ""
+            self.unsupported[f"{op}  (node {node.name!r}){because}"] = None
             return _PLAIN_KERNEL
+        if kernel.traced_where and attr[kernel.traced_where].b:
+            kernel = dataclasses.replace(kernel, is_host=False)
         if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
             # Its inputs are not where they are without sizes before them.
             return dataclasses.replace(kernel, static=frozenset())
@@ -291,7 +312,7 @@ class Planner:
         run, places, output, outputs, kernel, node = self.steps[index]
         for earlier in places:
             self._fold(earlier)
-        run = self._with_sizes(node, kernel, run, [place])
+        run = self._with_sizes(node, kernel, run, outputs or [output])
         self.steps[index] = (run, places, output, outputs, kernel, node)
 
     def _with_sizes(

@@ -218,6 +218,8 @@ def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs:
         if isinstance(value, np.ndarray):
             continue
         if isinstance(value, jax.core.Tracer):
+            if index in kernel.traceable:
+                continue
             raise errors.GraphError(
                 f"node {node.name!r} ({node.op}): its input {index} ({node.input[index]!r}) must "
                 "be known while tracing, but it depends on what the function is given"

@@ -157,9 +157,13 @@ class Kernel:
         attrs: keyword argument and default for each attr that ``run`` reads;
             `inspect.Parameter.empty` where the node must have it.
         static: which inputs must be known while tracing, by position; they arrive as numpy arrays.
+        traceable: which of the static ones may be traced all the same: numpy arrays where they are
+            known, which is what ``run`` prefers.
         is_stateful: whether ``run`` takes the session's state before its inputs.
         must_be_fed: whether a value for the node's outputs has to be given.
-        is_host: whether it works on strings or files, which XLA has not, outside jit.
+        is_host: whether it works on strings or files, which XLA has not, or gives arrays whose
+            sizes values say, outside jit.
+        traced_where: a bool attr of the nodes for which ``is_host`` does not hold.
         injected: the arguments that the executor fills in.
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
@@ -176,8 +180,10 @@ class Kernel:
     run: Callable[..., Any]
     attrs: tuple[tuple[str, str, Any], ...] = ()
     static: frozenset[int] = frozenset()
+    traceable: frozenset[int] = frozenset()
     is_stateful: bool = False
     is_host: bool = False
+    traced_where: str = ""
     injected: tuple[str, ...] = ()
     must_be_fed: bool = False
     gives_sizes: bool = False
@@ -264,6 +270,8 @@ STRING_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel of nodes that are given strings, where another one is for numbers."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
+REFUSED_OPS: Final[dict[str, str]] = {}
+"""Op name to why it has no kernel, where that is known."""
 EXAMPLES: Final[list[Example]] = []
 
 
@@ -313,7 +321,9 @@ def on_host(
 def kernel(
     *ops: str,
     static: Sequence[str] = (),
+    traceable: Sequence[str] = (),
     is_host: bool = False,
+    traced_where: str = "",
     must_be_fed: bool = False,
     gives_sizes: bool = False,
     needs_values: bool = False,
@@ -328,7 +338,9 @@ def kernel(
     Args:
         *ops: names in TensorFlow's registry.
         static: names of the input arguments that must be known while tracing.
+        traceable: which of them may be traced all the same; see `Kernel`.
         is_host: see `Kernel`.
+        traced_where: see `Kernel`.
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
         needs_values: see `Kernel`.
@@ -346,6 +358,8 @@ def kernel(
             made = _make_kernel(fn, op, static, is_host)
             KERNELS[op] = dataclasses.replace(
                 made,
+                traceable=_places(op, traceable),
+                traced_where=traced_where,
                 must_be_fed=must_be_fed,
                 gives_sizes=gives_sizes,
                 needs_values=needs_values,
@@ -454,20 +468,25 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
                 raise TypeError(f"{fn.__qualname__}: {argument} needs a default")
         elif name not in known:
             raise TypeError(f"{fn.__qualname__}: op {op!r} has no attr {name!r}, only {known}")
-    inputs = [arg.name for arg in op_def.input_arg]
-    if unknown := set(static) - set(inputs):
-        raise TypeError(f"{fn.__qualname__}: op {op!r} has no inputs {unknown}, only {inputs}")
     is_stateful = not is_plain and [p.name for p in _parameters(fn)[:1]] == ["state"]
     return Kernel(
         fn,
         attrs,
-        frozenset(inputs.index(name) for name in static),
+        _places(op, static),
         is_stateful=is_stateful,
         is_host=is_host,
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
         takes_functions=any("func" in attr.type for attr in op_def.attr),
     )
+
+
+def _places(op: str, names: Sequence[str]) -> frozenset[int]:
+    """Returns which inputs of an op have the names, by position."""
+    inputs = [arg.name for arg in op_defs.get_op_def(op).input_arg]
+    if unknown := set(names) - set(inputs):
+        raise TypeError(f"op {op!r} has no inputs {unknown}, only {inputs}")
+    return frozenset(inputs.index(name) for name in names)
 
 
 def run_kernel(op: str, *inputs: Any, **attrs: Any) -> Any:

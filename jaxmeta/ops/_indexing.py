@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxmeta import dtypes, errors
 from jaxmeta.ops._definition import i32
+from jaxmeta.ops._operands import ints
 from jaxmeta.tracing import dimensions
 
 INDEX_NUMBERS: Final = frozenset(map(dtypes.dtype_to_number, (np.int32, np.int64)))
@@ -66,8 +67,27 @@ def vector_of_sizes(sizes: Sequence[Any], dtype: Any) -> Any:
     return jnp.stack([jnp.asarray(size, dtype) for size in sizes])
 
 
+def ends_of_slices(begin: Any, end: Any, masks: Sequence[int]) -> tuple[Any, Any]:
+    """Returns the starts and limits that a StridedSlice says, as numbers or as traced scalars.
+
+    Raises:
+        GraphError: they are traced, and more than the places of single elements, so that the size
+            of the result is not known.
+    """
+    if not any(isinstance(ends, jax.core.Tracer) for ends in (begin, end)):
+        return ints(begin), ints(end)
+    begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask = masks
+    known = (begin_mask & end_mask) | ellipsis_mask | new_axis_mask | shrink_axis_mask
+    if unknown := [i for i in range(begin.shape[0]) if not known & (1 << i)]:
+        raise errors.GraphError(
+            f"where the begin or end of a slice depends on what the function is given, it must be "
+            f"of single elements, or of whole axes; those of {unknown} are neither"
+        )
+    return list(begin), list(end)
+
+
 def index_of_slices(
-    starts: Sequence[int], limits: Sequence[int], steps: Sequence[int], masks: Sequence[int]
+    starts: Sequence[Any], limits: Sequence[Any], steps: Sequence[int], masks: Sequence[int]
 ) -> tuple[Any, ...]:
     """Returns the index that a StridedSlice says; the masks are in the order of its attrs."""
     begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask = masks

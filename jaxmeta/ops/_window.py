@@ -50,9 +50,9 @@ def spatial_axes(data_format: bytes, rank: int) -> tuple[int, ...]:
     Raises:
         UnsupportedOpError: the format is not one of plain channels last or first.
     """
-    if data_format in (b"NHWC", b"NDHWC", b"NWC"):
+    if data_format in (b"NHWC", b"NDHWC", b"NWC", b"CHANNELS_LAST"):
         return tuple(range(1, rank - 1))
-    if data_format in (b"NCHW", b"NCDHW", b"NCW"):
+    if data_format in (b"NCHW", b"NCDHW", b"NCW", b"CHANNELS_FIRST"):
         return tuple(range(2, rank))
     raise errors.UnsupportedOpError(f"the data_format {data_format.decode()} is not supported")
 
@@ -110,7 +110,7 @@ class Window:
         }
 
 
-def _lowest(dtype: Any) -> np.ndarray[Any, Any]:
+def lowest(dtype: Any) -> np.ndarray[Any, Any]:
     """Returns what a maximum starts from."""
     if dtype == np.bool_:
         return np.asarray(False)
@@ -142,10 +142,15 @@ class Monoid:
 
 
 MONOIDS: Final = {
-    "max": Monoid(lax.max, _lowest),
+    "max": Monoid(lax.max, lowest),
     "min": Monoid(lax.min, _highest),
     "add": Monoid(lax.add, zero),
 }
+
+
+def reduce_windows(x: Any, monoid: Monoid, window: Window) -> Any:
+    """Returns what the elements of each window of an array combine to."""
+    return lax.reduce_window(x, monoid.start(x.dtype), monoid.combine, *dataclasses.astuple(window))
 
 
 def monoid_function(ctx: LoweringContext, kind: str, dtype: Any) -> FunctionRef:

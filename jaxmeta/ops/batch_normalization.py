@@ -1,14 +1,16 @@
-"""FusedBatchNorm in its three versions, and its gradients."""
+"""Batch normalization: FusedBatchNorm in its versions, what came before it, and their gradients."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._operands import count_as
 from jaxmeta.tracing import dimensions
 
@@ -20,12 +22,14 @@ def _axes(x: Any, data_format: bytes) -> tuple[list[int], tuple[int, ...]]:
     return axes, tuple(-1 if axis == channels else 1 for axis in range(x.ndim))
 
 
-def _normalize(
+@kernel("FusedBatchNorm", "FusedBatchNormV2")
+def normalize(
     x: Any,
     scale: Any,
     offset: Any,
     mean: Any,
     variance: Any,
+    *,
     epsilon: float,
     exponential_avg_factor: float,
     data_format: bytes,
@@ -61,74 +65,55 @@ def _over_one_less(count: Any, dtype: Any) -> Any:
     return np.asarray(count / less, dtype)
 
 
-@kernel("FusedBatchNorm", "FusedBatchNormV2")
-def fused_batch_norm(
-    x: Any,
-    scale: Any,
-    offset: Any,
-    mean: Any,
-    variance: Any,
-    *,
+def _normalize_v3(*arrays: Any, **attrs: Any) -> list[Any]:
+    return [*normalize(*arrays, **attrs), jnp.zeros((0,), arrays[1].dtype)]  # cuDNN's
+
+
+kernel("FusedBatchNormV3")(reading_attrs_of("FusedBatchNormV3", _normalize_v3, normalize))
+
+
+@kernel("_FusedBatchNormEx")
+def normalize_and_activate(
+    *arrays: Any,
     epsilon: float,
     exponential_avg_factor: float,
     data_format: bytes,
     is_training: bool,
+    activation_mode: bytes,
 ) -> list[Any]:
-    return _normalize(
-        x,
-        scale,
-        offset,
-        mean,
-        variance,
-        epsilon,
-        exponential_avg_factor,
-        data_format,
-        is_training,
+    """Returns what `normalize` does, with an array added to the first at need, and no negatives."""
+    y, *statistics = _normalize_v3(
+        *arrays[:5],
+        epsilon=epsilon,
+        exponential_avg_factor=exponential_avg_factor,
+        data_format=data_format,
+        is_training=is_training,
     )
+    if len(arrays) > 5:
+        y = y + arrays[5]
+    return [jax.nn.relu(y) if activation_mode == b"Relu" else y, *statistics]
 
 
-@kernel("FusedBatchNormV3")
-def fused_batch_norm_v3(
-    x: Any,
-    scale: Any,
-    offset: Any,
-    mean: Any,
-    variance: Any,
-    *,
-    epsilon: float,
-    exponential_avg_factor: float,
-    data_format: bytes,
-    is_training: bool,
-) -> list[Any]:
-    results = _normalize(
-        x,
-        scale,
-        offset,
-        mean,
-        variance,
-        epsilon,
-        exponential_avg_factor,
-        data_format,
-        is_training,
-    )
-    return [*results, jnp.zeros((0,), scale.dtype)]  # what only cuDNN fills
-
-
-def _gradients(
+@kernel("FusedBatchNormGrad", "FusedBatchNormGradV2")
+def normalize_grad(
     y_backprop: Any,
     x: Any,
     scale: Any,
-    mean: Any,
-    variance: Any,
+    reserve_space_1: Any,
+    reserve_space_2: Any,
+    *,
     epsilon: float,
     data_format: bytes,
     is_training: bool,
 ) -> list[Any]:
+    """Returns the cotangents of x, scale and offset; the reserved are a mean and a variance."""
     axes, shape = _axes(x, data_format)
     dtype = scale.dtype
     dy = jnp.asarray(y_backprop, dtype)
-    inverse = lax.rsqrt(variance + np.asarray(epsilon, dtype))
-    normal = (jnp.asarray(x, dtype) - jnp.reshape(mean, shape)) * jnp.reshape(inverse, shape)
+    inverse = lax.rsqrt(reserve_space_2 + np.asarray(epsilon, dtype))
+    normal = (jnp.asarray(x, dtype) - jnp.reshape(reserve_space_1, shape)) * jnp.reshape(
+        inverse, shape
+    )
     offset_backprop = jnp.sum(dy, axes)
     scale_backprop = jnp.sum(dy * normal, axes)
     dx = dy
@@ -141,37 +126,51 @@ def _gradients(
     return [lax.convert_element_type(dx, x.dtype), scale_backprop, offset_backprop, empty, empty]
 
 
-@kernel("FusedBatchNormGrad", "FusedBatchNormGradV2")
-def fused_batch_norm_grad(
-    y_backprop: Any,
-    x: Any,
-    scale: Any,
-    reserve_space_1: Any,
-    reserve_space_2: Any,
-    *,
-    epsilon: float,
-    data_format: bytes,
-    is_training: bool,
-) -> list[Any]:
-    return _gradients(
-        y_backprop, x, scale, reserve_space_1, reserve_space_2, epsilon, data_format, is_training
-    )
+def _normalize_grad_v3(*arrays: Any, **attrs: Any) -> list[Any]:
+    return normalize_grad(*arrays[:5], **attrs)  # the last is cuDNN's
 
 
-@kernel("FusedBatchNormGradV3")
-def fused_batch_norm_grad_v3(
-    y_backprop: Any,
-    x: Any,
-    scale: Any,
-    reserve_space_1: Any,
-    reserve_space_2: Any,
-    reserve_space_3: Any,
+kernel("FusedBatchNormGradV3")(
+    reading_attrs_of("FusedBatchNormGradV3", _normalize_grad_v3, normalize_grad)
+)
+
+# --- before FusedBatchNorm -----------------------------------------------------------------------
+
+
+@kernel("BatchNormWithGlobalNormalization")
+def normalize_globally(
+    t: Any,
+    m: Any,
+    v: Any,
+    beta: Any,
+    gamma: Any,
     *,
-    epsilon: float,
-    data_format: bytes,
-    is_training: bool,
-) -> list[Any]:
-    del reserve_space_3  # cuDNN's
-    return _gradients(
-        y_backprop, x, scale, reserve_space_1, reserve_space_2, epsilon, data_format, is_training
-    )
+    variance_epsilon: float,
+    scale_after_normalization: bool,
+) -> Any:
+    factor = lax.rsqrt(v + np.asarray(variance_epsilon, t.dtype))
+    if scale_after_normalization:
+        factor = factor * gamma
+    return (t - m) * factor + beta
+
+
+@kernel("BatchNormWithGlobalNormalizationGrad")
+def normalize_globally_grad(
+    t: Any,
+    m: Any,
+    v: Any,
+    gamma: Any,
+    backprop: Any,
+    *,
+    variance_epsilon: float,
+    scale_after_normalization: bool,
+) -> Any:
+    def forward(*arrays: Any) -> Any:
+        return normalize_globally(
+            *arrays,
+            variance_epsilon=variance_epsilon,
+            scale_after_normalization=scale_after_normalization,
+        )
+
+    arrays = [jnp.asarray(array) for array in (t, m, v, jnp.zeros_like(m), gamma)]
+    return jax.vjp(forward, *arrays)[1](jnp.asarray(backprop))

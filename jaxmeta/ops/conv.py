@@ -12,9 +12,11 @@ from jax import lax
 
 from jaxmeta import dtypes, xla_attrs
 from jaxmeta.graphs.nodes import Edge
+from jaxmeta.ops._convolution import convolve
 from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, kernel, lowering
+from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._operands import ints
-from jaxmeta.ops._window import Pads, pairs, same_padding, spatial_axes
+from jaxmeta.ops._window import Pads, pairs, same_padding
 from jaxmeta.tracing import dimensions, jaxprs
 
 # ConvDimensionNumbers of images in NHWC and filters in HWIO, the only layout Conv2D has on CPU.
@@ -139,8 +141,12 @@ def _padding_attrs(
     return "EXPLICIT", (0, 0, *(side for pair in pads for side in pair), 0, 0)
 
 
-@kernel("Conv2D")
-def conv2d(
+kernel("Conv2D")(convolve)
+kernel("Conv3D")(reading_attrs_of("Conv3D", convolve))
+
+
+@kernel("Conv")
+def conv(
     input: Any,
     filter: Any,
     *,
@@ -149,34 +155,21 @@ def conv2d(
     explicit_paddings: tuple[int, ...],
     data_format: bytes,
     dilations: tuple[int, ...],
-    _jax_precision: tuple[bytes, ...] = (),
-    _jax_is_preferred: bool = False,
+    batch_dims: int,
+    groups: int,
 ) -> Any:
-    axes = spatial_axes(data_format, input.ndim)
-    (channels,) = {1, 2, 3} - set(axes)
-    steps = tuple(strides[axis] for axis in axes)
-    spread = tuple(dilations[axis] for axis in axes)
-    pads: Any
-    if padding == b"EXPLICIT":
-        pads = tuple((explicit_paddings[2 * a], explicit_paddings[2 * a + 1]) for a in axes)
-    elif padding == b"SAME":
-        sizes = [input.shape[a] for a in axes]
-        is_symbolic = dimensions.is_symbolic(sizes)
-        pads = "SAME" if is_symbolic else same_padding(sizes, filter.shape[:2], steps, spread)
-    else:
-        pads = ((0, 0),) * len(axes)
-    layout = (0, channels, *axes)
-    return lax.conv_general_dilated(
-        input,
+    del groups  # what the channels of image and filter say
+    merged = jnp.reshape(input, (-1, *input.shape[batch_dims:]))
+    result = convolve(
+        merged,
         filter,
-        steps,
-        pads,
-        rhs_dilation=spread,
-        dimension_numbers=lax.ConvDimensionNumbers(layout, _NHWC[1], layout),
-        feature_group_count=input.shape[channels] // filter.shape[2],
-        precision=xla_attrs.precision_from_names(_jax_precision),
-        preferred_element_type=input.dtype if _jax_is_preferred else None,
+        strides=strides,
+        padding=padding,
+        explicit_paddings=explicit_paddings,
+        data_format=data_format,
+        dilations=dilations,
     )
+    return jnp.reshape(result, (*input.shape[:batch_dims], *result.shape[1:]))
 
 
 @kernel(

@@ -1,201 +1,67 @@
-"""Gradients of convolutions and pooling, and depthwise convolutions, as TensorFlow writes them."""
+"""Depthwise convolutions, and the gradients of convolutions, as TensorFlow writes them."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta.ops._definition import kernel, run_kernel
+from jaxmeta import op_defs
+from jaxmeta.ops._convolution import convolve
+from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._gradients import reading_attrs_of, transpose
 from jaxmeta.ops._operands import ints
 
-
-def _transpose(linear: Callable[..., Any], shape: Any, cotangent: Any) -> Any:
-    """Returns what the transpose of a linear function of an array of a shape gives."""
-    taken = jax.ShapeDtypeStruct(ints(shape), cotangent.dtype)
-    (result,) = jax.linear_transpose(linear, taken)(jnp.asarray(cotangent))
-    return result
+_FIRST: Final = (b"NCHW", b"NCDHW")
 
 
-# --- convolutions ------------------------------------------------------------------------------
-
-
-@kernel("Conv2DBackpropInput", static=("input_sizes",))
-def conv2d_backprop_input(
-    input_sizes: np.ndarray[Any, Any],
-    filter: Any,
-    out_backprop: Any,
-    *,
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-    dilations: tuple[int, ...],
-) -> Any:
-    sizes = ints(input_sizes)
-    if len(sizes) == 2:  # the image's own, without batch and channels
-        channels = (filter.shape[2],)
-        is_first = data_format == b"NCHW"
-        sizes = (out_backprop.shape[0], *(channels + sizes if is_first else sizes + channels))
-    convolve = functools.partial(
-        run_kernel,
-        "Conv2D",
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-        dilations=dilations,
-    )
-    return _transpose(lambda image: convolve(image, filter), sizes, out_backprop)
-
-
-@kernel("Conv2DBackpropFilter", static=("filter_sizes",))
-def conv2d_backprop_filter(
-    input: Any,
-    filter_sizes: np.ndarray[Any, Any],
-    out_backprop: Any,
-    *,
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-    dilations: tuple[int, ...],
-) -> Any:
-    convolve = functools.partial(
-        run_kernel,
-        "Conv2D",
-        input,
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-        dilations=dilations,
-    )
-    return _transpose(convolve, filter_sizes, out_backprop)
-
-
-@kernel("DepthwiseConv2dNative")
-def depthwise_conv2d(
-    input: Any,
-    filter: Any,
-    *,
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-    dilations: tuple[int, ...],
-) -> Any:
+def convolve_depthwise(input: Any, filter: Any, **attrs: Any) -> Any:
     """Convolves each channel with filters of its own: a convolution of as many groups."""
     height, width, channels, multiplier = filter.shape
-    return run_kernel(
-        "Conv2D",
-        input,
-        jnp.reshape(filter, (height, width, 1, channels * multiplier)),
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-        dilations=dilations,
-    )
+    grouped = jnp.reshape(filter, (height, width, 1, channels * multiplier))
+    return convolve(input, grouped, **attrs)
 
 
-@kernel("DepthwiseConv2dNativeBackpropInput", static=("input_sizes",))
-def depthwise_conv2d_backprop_input(
-    input_sizes: np.ndarray[Any, Any],
-    filter: Any,
-    out_backprop: Any,
-    *,
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-    dilations: tuple[int, ...],
-) -> Any:
-    convolve = functools.partial(
-        depthwise_conv2d,
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-        dilations=dilations,
-    )
-    return _transpose(lambda image: convolve(image, filter), input_sizes, out_backprop)
+kernel("DepthwiseConv2dNative")(
+    reading_attrs_of("DepthwiseConv2dNative", convolve_depthwise, convolve)
+)
 
 
-@kernel("DepthwiseConv2dNativeBackpropFilter", static=("filter_sizes",))
-def depthwise_conv2d_backprop_filter(
-    input: Any,
-    filter_sizes: np.ndarray[Any, Any],
-    out_backprop: Any,
-    *,
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-    dilations: tuple[int, ...],
-) -> Any:
-    convolve = functools.partial(
-        depthwise_conv2d,
-        input,
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-        dilations=dilations,
-    )
-    return _transpose(convolve, filter_sizes, out_backprop)
+def _input_shape(sizes: tuple[int, ...], filter: Any, out: Any, data_format: bytes) -> Any:
+    """Returns the shape of images, of which Conv2DBackpropInput may have the spatial sizes only."""
+    if len(sizes) == out.ndim:
+        return sizes
+    channels = (filter.shape[-2],)
+    return (out.shape[0], *(channels + sizes if data_format in _FIRST else sizes + channels))
 
 
-# --- pooling -----------------------------------------------------------------------------------
+def _gradient(forward: Callable[..., Any], argument: int, takes_sizes: bool) -> Callable[..., Any]:
+    """Returns the gradient of a convolution by images (argument 0) or filters (argument 1)."""
+
+    def run(*inputs: Any, **attrs: Any) -> Any:
+        wanted, out = inputs[argument], inputs[2]
+        shape = ints(wanted) if takes_sizes else wanted.shape
+        if argument == 1:
+            return transpose(lambda filter: forward(inputs[0], filter, **attrs), shape, out)
+        shape = _input_shape(shape, inputs[1], out, attrs.get("data_format", b"NHWC"))
+        return transpose(lambda image: forward(image, inputs[1], **attrs), shape, out)
+
+    return run
 
 
-@kernel("MaxPoolGrad")
-def max_pool_grad(
-    orig_input: Any,
-    orig_output: Any,
-    grad: Any,
-    *,
-    ksize: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-) -> Any:
-    del orig_output  # computed anew, or not at all
+_FORWARDS: Final = {
+    "Conv2DBackprop": convolve,
+    "Conv3DBackprop": convolve,
+    "DepthwiseConv2dNativeBackprop": convolve_depthwise,
+}
 
-    pool = functools.partial(
-        run_kernel,
-        "MaxPool",
-        ksize=ksize,
-        strides=strides,
-        padding=padding,
-        explicit_paddings=explicit_paddings,
-        data_format=data_format,
-    )
-    (result,) = jax.vjp(pool, jnp.asarray(orig_input))[1](jnp.asarray(grad))
-    return result
-
-
-@kernel("AvgPoolGrad", static=("orig_input_shape",))
-def avg_pool_grad(
-    orig_input_shape: np.ndarray[Any, Any],
-    grad: Any,
-    *,
-    ksize: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: bytes,
-    data_format: bytes,
-) -> Any:
-    pool = functools.partial(
-        run_kernel,
-        "AvgPool",
-        ksize=ksize,
-        strides=strides,
-        padding=padding,
-        data_format=data_format,
-    )
-    return _transpose(pool, orig_input_shape, grad)
+for _prefix, _forward in _FORWARDS.items():
+    for _argument, _side in enumerate(("Input", "Filter")):
+        for _op in (f"{_prefix}{_side}", f"{_prefix}{_side}V2"):
+            if op_defs.has_op(_op):
+                # Some versions take the shape of what they give, others an array of that shape.
+                _name = op_defs.get_op_def(_op).input_arg[_argument].name
+                _sizes = [_name] if _name.endswith("_sizes") else []
+                _run = _gradient(_forward, _argument, bool(_sizes))
+                kernel(_op, static=_sizes)(reading_attrs_of(_op, _run, convolve))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._gradients import pull_back
 
 _SELU_ALPHA: Final = 1.6732632423543772848170429916717
 _SELU_SCALE: Final = 1.0507009873554804934193349852946
@@ -217,9 +217,4 @@ def local_response_normalization_grad(
             x, depth_radius=depth_radius, bias=bias, alpha=alpha, beta=beta
         )
 
-    return _pull_back(forward, input_image, input_grads)
-
-
-def _pull_back(forward: Callable[..., Any], x: Any, gradient: Any) -> Any:
-    (result,) = jax.vjp(forward, jnp.asarray(x))[1](jnp.asarray(gradient))
-    return result
+    return pull_back(forward, input_image, input_grads)

@@ -82,8 +82,27 @@ on_host("Mul")(np.multiply)
 on_host("FloorDiv")(np.floor_divide)
 on_host("FloorMod")(np.mod)
 on_host("Neg")(np.negative)
-on_host("Maximum")(np.frompyfunc(dimensions.maximum, 2, 1))
-on_host("Minimum")(np.frompyfunc(dimensions.minimum, 2, 1))
+_largest = np.frompyfunc(dimensions.maximum, 2, 1)
+_smallest = np.frompyfunc(dimensions.minimum, 2, 1)
+
+
+@on_host("Maximum")
+def maximum_of_sizes(x: Any, y: Any) -> Any:
+    return (_largest if object in (x.dtype, y.dtype) else np.maximum)(x, y)
+
+
+@on_host("Minimum")
+def minimum_of_sizes(x: Any, y: Any) -> Any:
+    return (_smallest if object in (x.dtype, y.dtype) else np.minimum)(x, y)
+
+
+# Sizes may be shares of others, which are computed as floats.
+on_host("RealDiv", at_need=True)(np.divide)
+on_host("Floor", at_need=True)(np.floor)
+on_host("Ceil", at_need=True)(np.ceil)
+on_host("Round", "Rint", at_need=True)(np.rint)
+on_host("LogicalNot", at_need=True)(np.logical_not)
+on_host("LogicalOr", at_need=True)(np.logical_or)
 
 kernel("FloorDiv")(lambda x, y: jnp.floor_divide(x, y))
 kernel("FloorMod")(lambda x, y: jnp.mod(x, y))

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes
+from jaxmeta import dtypes, errors
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
-from jaxmeta.ops._indexing import index_of_slices
+from jaxmeta.ops._indexing import ends_of_slices, index_of_slices
 from jaxmeta.ops._operands import avals_of, ints
 from jaxmeta.tracing import dimensions
 
@@ -40,7 +41,7 @@ def lower_slice(
     )
 
 
-@kernel("StridedSlice", static=("begin", "end", "strides"))
+@kernel("StridedSlice", static=("begin", "end", "strides"), traceable=("begin", "end"))
 def strided_slice(
     input: Any,
     begin: np.ndarray[Any, Any],
@@ -53,8 +54,10 @@ def strided_slice(
     new_axis_mask: int,
     shrink_axis_mask: int,
 ) -> Any:
-    starts, limits, steps = ints(begin), ints(end), ints(strides)
-    is_plain = not (begin_mask or end_mask or ellipsis_mask or new_axis_mask or shrink_axis_mask)
+    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
+    starts, limits = ends_of_slices(begin, end, masks)
+    steps = ints(strides)
+    is_plain = not any(masks)
     if (
         is_plain
         and len(starts) == input.ndim
@@ -67,7 +70,6 @@ def strided_slice(
         )
     ):
         return lax.slice(input, starts, limits, None if set(steps) <= {1} else steps)
-    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
     return input[index_of_slices(starts, limits, steps, masks)]
 
 
@@ -75,12 +77,20 @@ example(lambda x: lax.slice(x, (1, 0), (3, 4)), f32(3, 4))
 example(lambda x: lax.slice(x, (0, 1), (3, 4), (1, 2)), f32(3, 4))
 
 
-@kernel("Slice", static=("begin", "size"))
+@kernel("Slice", static=("begin", "size"), traceable=("begin",))
 def slice_kernel(
     input: Any,
-    begin: np.ndarray[Any, Any],
+    begin: Any,
     size: np.ndarray[Any, Any],
 ) -> Any:
+    if isinstance(begin, jax.core.Tracer):
+        lengths = ints(size)
+        if any(length < 0 for length in lengths):
+            raise errors.GraphError(
+                f"where the begin of a Slice depends on what the function is given, its size "
+                f"{list(lengths)} must be numbers of elements, not -1"
+            )
+        return lax.dynamic_slice(input, list(begin), lengths, allow_negative_indices=False)
     starts = ints(begin)
     limits = [
         full if length < 0 else start + length

@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel, on_host
-from jaxmeta.ops._indexing import index_of_slices
+from jaxmeta.ops._indexing import ends_of_slices, index_of_slices
 from jaxmeta.ops._operands import count_as, ints, scalar
 from jaxmeta.ops._window import pairs
 
@@ -158,7 +158,11 @@ def invert_permutation(x: Any) -> Any:
     return jnp.argsort(x).astype(x.dtype)
 
 
-@kernel("StridedSliceGrad", static=("shape", "begin", "end", "strides"))
+@kernel(
+    "StridedSliceGrad",
+    static=("shape", "begin", "end", "strides"),
+    traceable=("begin", "end"),
+)
 def strided_slice_grad(
     shape: Any,
     begin: Any,
@@ -173,7 +177,8 @@ def strided_slice_grad(
     shrink_axis_mask: int,
 ) -> Any:
     masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
-    index = index_of_slices(ints(begin), ints(end), ints(strides), masks)
+    starts, limits = ends_of_slices(begin, end, masks)
+    index = index_of_slices(starts, limits, ints(strides), masks)
     taken = jax.ShapeDtypeStruct(ints(shape), dy.dtype)
     return jax.linear_transpose(lambda x: x[index], taken)(jnp.asarray(dy))[0]
 
@@ -318,6 +323,16 @@ def batch_to_space_nd(input: Any, block_shape: Any, crops: Any) -> Any:
     joined = jnp.reshape(jnp.transpose(split_up, order), (batch, *sizes, *rest))
     cuts = [slice(low, size - high) for size, (low, high) in zip(sizes, pairs(crops), strict=True)]
     return joined[(slice(None), *cuts)]
+
+
+@kernel("SpaceToBatch", static=("paddings",))
+def space_to_batch(input: Any, paddings: Any, *, block_size: int) -> Any:
+    return space_to_batch_nd(input, np.array([block_size] * 2), paddings)
+
+
+@kernel("BatchToSpace", static=("crops",))
+def batch_to_space(input: Any, crops: Any, *, block_size: int) -> Any:
+    return batch_to_space_nd(input, np.array([block_size] * 2), crops)
 
 
 def _in_nhwc(fn: Callable[[Any, int], Any]) -> Callable[..., Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -40,15 +39,14 @@ from jaxmeta.ops._window import (
     MONOIDS,
     THREE,
     TWO,
-    Monoid,
     Window,
     check_unrolled,
     fold_windows,
     monoid_function,
     pairs_of,
     pooling,
+    reduce_windows,
     same_padding,
-    spatial_axes,
 )
 from jaxmeta.tracing import dimensions, jaxprs
 from jaxmeta.values import FunctionRef
@@ -161,18 +159,10 @@ def xla_reduce_window(
         and isinstance(init_value, np.ndarray)
         and init_value == monoid.start(input.dtype)
     ):
-        return _reduce_window_monoid(input, monoid, window)
+        return reduce_windows(input, monoid, window)
     return lax.reduce_window(
-        input, init_value, lambda a, b: computation(a, b)[0], *_positional(window)
+        input, init_value, lambda a, b: computation(a, b)[0], *dataclasses.astuple(window)
     )
-
-
-def _reduce_window_monoid(x: Any, monoid: Monoid, window: Window) -> Any:
-    return lax.reduce_window(x, monoid.start(x.dtype), monoid.combine, *_positional(window))
-
-
-def _positional(window: Window) -> tuple[Any, ...]:
-    return dataclasses.astuple(window)
 
 
 example(pooling(lax.max, -INFINITY, TWO, TWO), IMAGE)
@@ -323,74 +313,3 @@ def restore_cummin(x: Any, *_: Any, axis: int, reverse: bool) -> Any:
 example(lambda x: lax.cummax(x, 1), f32(3, 4))
 example(lambda x: lax.cummin(x, 0, reverse=True), f32(3, 4))
 example(lambda x: lax.cummax(x, 0), i32(5), gradient=False)
-
-# --- TensorFlow's pooling ----------------------------------------------------------------------
-
-
-def _pooling_window(
-    x: Any,
-    ksize: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit: tuple[int, ...] = (),
-) -> Window:
-    if padding == b"EXPLICIT":
-        pads = pairs_of(explicit)
-    elif padding == b"SAME":
-        pads = same_padding(x.shape, ksize, strides, (1,) * x.ndim)
-    else:
-        pads = ((0, 0),) * x.ndim
-    return Window.of(ksize, strides, pads)
-
-
-@kernel("MaxPool")
-def max_pool(
-    input: Any,
-    *,
-    ksize: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: bytes,
-    explicit_paddings: tuple[int, ...],
-    data_format: bytes,
-) -> Any:
-    spatial_axes(data_format, input.ndim)  # ksize and strides are in the same order as the axes
-    window = _pooling_window(input, ksize, strides, padding, explicit_paddings)
-    return _reduce_window_monoid(input, MONOIDS["max"], window)
-
-
-@kernel("MaxPoolV2", static=("ksize", "strides"))
-def max_pool_v2(
-    input: Any,
-    ksize: np.ndarray[Any, Any],
-    strides: np.ndarray[Any, Any],
-    *,
-    padding: bytes,
-    data_format: bytes,
-) -> Any:
-    return max_pool(
-        input,
-        ksize=ints(ksize),
-        strides=ints(strides),
-        padding=padding,
-        explicit_paddings=(),
-        data_format=data_format,
-    )
-
-
-@kernel("AvgPool")
-def avg_pool(
-    value: Any,
-    *,
-    ksize: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: bytes,
-    data_format: bytes,
-) -> Any:
-    spatial_axes(data_format, value.ndim)
-    window = _pooling_window(value, ksize, strides, padding)
-    total = _reduce_window_monoid(value, MONOIDS["add"], window)
-    if padding == b"VALID":
-        return total / np.asarray(math.prod(ksize), value.dtype)
-    # TensorFlow's mean counts the elements that are there, and not the padding.
-    ones = jnp.ones(value.shape[1:], value.dtype)[None]
-    return total / _reduce_window_monoid(ones, MONOIDS["add"], window)
