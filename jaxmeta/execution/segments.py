@@ -8,18 +8,20 @@ and control inputs allow, so that there are few parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs
-from jaxmeta.execution import compiling, executor, plans
+from jaxmeta.execution import compiling, executor, host_steps, plans
 from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops import _definition
+from jaxmeta.tracing import jaxprs
 
+_WIDE: Final = (np.dtype(np.int64), np.dtype(np.uint64))
 _HOST_ONLY: Final = frozenset({dtypes.STRING, dtypes.VARIANT})
 
 
@@ -148,6 +150,7 @@ def _run_on_device(
     is_last: bool,
 ) -> None:
     arrays = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    _refuse_wide_integers(arrays.values(), part)
     given = {place: value for place, value in arrays.items() if place not in part.static}
     values = list(given.values())
     key = (
@@ -175,6 +178,22 @@ def _run_on_device(
     computed = iter(results)
     for place in part.outputs:
         env[place] = constants[place] if place in constants else next(computed)
+
+
+def _refuse_wide_integers(arrays: Iterable[Any], part: _Part) -> None:
+    """Raises InvalidArgumentError where JAX would cut integers of the host to 32 bits."""
+    if jaxprs.has_64_bit_types():
+        return
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype not in _WIDE or not array.size:
+            continue
+        narrow = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
+        if array.min() < narrow.min or array.max() > narrow.max:
+            node = part.steps[0][5]
+            raise errors.InvalidArgumentError(
+                f"before node {node.name!r} ({node.op}): values of {array.dtype} that 32 bits do "
+                "not hold; switch 64-bit types on, jax.config.update('jax_enable_x64', True)"
+            )
 
 
 def _compile(
@@ -239,7 +258,7 @@ def _split(
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
             part.inputs = sorted(p for p in used - own if plan.initial[p] is None)
-            sizes = levels.known_places.intersection(part.inputs)
+            sizes = levels.sizes.intersection(part.inputs)
             part.static = {p for step in part.steps for p in _static_inputs(step)} - own | sizes
             part.outputs = sorted(own & wanted)
     return [parts[level] for level in sorted(parts)]
@@ -263,9 +282,9 @@ class _Levels:
         self._library = library
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
-        # What is known while tracing depends on sizes at most, the rest on values.
-        self.known_places: set[int] = set()
-        self._unknown = set(plan.arguments)
+        self._constants = {p for p, value in enumerate(plan.initial) if value is not None}
+        self._given = self._constants.union(plan.arguments)
+        self.sizes: set[int] = set()
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
         self._host_places.update(
@@ -282,21 +301,18 @@ class _Levels:
             step[4].is_host
             or not self._host_places.isdisjoint(step[1])
             or not _HOST_ONLY.isdisjoint(numbers)
+            or self._depends_on_values(step)
         )
         level = max(
             [
                 *(self._of_place.get(place, 0) for place in step[1]),
                 *(self._of_node.get(ref[1:], 0) for ref in node.input if ref[0] == "^"),
-                *(() if is_host else self._levels_after_static_inputs(step)),
                 0,
             ]
         )
         if level % 2 == is_host:
             level += 1
         self._of_node[node.name] = level
-        depends_on_values = is_host or step[4].is_stateful or not self._unknown.isdisjoint(step[1])
-        is_known = step[4].gives_sizes or not depends_on_values
-        (self.known_places if is_known else self._unknown).update(_outputs(step))
         for place, number in zip(_outputs(step), numbers, strict=False):
             self._of_place[place] = level
             if number in _HOST_ONLY or (is_host and number == dtypes.RESOURCE):
@@ -305,10 +321,16 @@ class _Levels:
                 self._host_places.add(place)  # the handle of a queue in TensorFlow 1
         return level, is_host
 
-    def _levels_after_static_inputs(self, step: plans.Step) -> list[int]:
-        """Returns the levels after the device parts that compute what must be known here."""
-        unknown = self._unknown.intersection(_static_inputs(step))
-        return [self._of_place[place] + 1 for place in unknown if place in self._of_place]
+    def _depends_on_values(self, step: plans.Step) -> bool:
+        """Returns whether what must be known while tracing is so only once steps have run.
+
+        Such a step runs by itself: it would have to be compiled again for each value.
+        """
+        known = all(place in self.sizes or place in self._constants for place in step[1])
+        host = _definition.HOST_KERNELS.get(step[5].op)
+        if step[4].gives_sizes or (host is not None and known):
+            self.sizes.update(_outputs(step))
+        return any(p not in self.sizes and p not in self._given for p in _static_inputs(step))
 
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)
@@ -321,16 +343,19 @@ def _on_host(step: plans.Step, library: executor.Library) -> plans.Step:
     run, places, output, outputs, kernel, node = step
     bare = run
     if not kernel.is_host:
+        if host_steps.is_of_numbers(node, library):
+            return step
         string_kernel = _definition.STRING_KERNELS.get(node.op)
         if string_kernel is None:
             raise errors.UnsupportedOpError(
                 f"node {node.name!r} ({node.op}): the op has no kernel for strings or queues"
             )
         bare = executor.bind_attrs(node, string_kernel, library)
-    is_stateful = kernel.is_stateful
+    is_stateful = kernel.is_host and kernel.is_stateful
+    as_declared = host_steps.declared_inputs(node, library)
 
     def run_on_host(*inputs: Any) -> Any:
         state, values = (inputs[:1], inputs[1:]) if is_stateful else ((), inputs)
-        return bare(*state, *[np.asarray(v) if isinstance(v, jax.Array) else v for v in values])
+        return bare(*state, *as_declared(values))
 
     return run_on_host, places, output, outputs, kernel, node

@@ -170,6 +170,7 @@ class Kernel:
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
+        makes_variable: whether the node is a variable, which may hold strings.
     """
 
     run: Callable[..., Any]
@@ -186,6 +187,7 @@ class Kernel:
     takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
+    makes_variable: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -316,6 +318,7 @@ def kernel(
     gives_sizes: bool = False,
     needs_values: bool = False,
     is_dataflow: bool = False,
+    makes_variable: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -330,6 +333,7 @@ def kernel(
         gives_sizes: see `Kernel`.
         needs_values: see `Kernel`.
         is_dataflow: see `Kernel`.
+        makes_variable: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -346,6 +350,7 @@ def kernel(
                 gives_sizes=gives_sizes,
                 needs_values=needs_values,
                 is_dataflow=is_dataflow,
+                makes_variable=makes_variable,
             )
         return fn
 

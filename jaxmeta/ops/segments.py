@@ -10,12 +10,13 @@ import numpy as np
 
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._indexing import outside_where_negative
+from jaxmeta.ops._operands import scalar
 
 # --- of dense rows -------------------------------------------------------------------------------
 
 
 def _reduce_segments(
-    data: Any, segment_ids: Any, num_segments: int, method: str, start: Any
+    data: Any, segment_ids: Any, num_segments: Any, method: str, start: Any
 ) -> Any:
     data, ids = jnp.asarray(data), jnp.ravel(segment_ids)
     rest = data.shape[np.ndim(segment_ids) :]
@@ -42,7 +43,7 @@ _REDUCTIONS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
 
 def _unsorted_segments(method: str, start: Callable[[Any], Any]) -> Callable[..., Any]:
     def run(data: Any, segment_ids: Any, num_segments: Any) -> Any:
-        return _reduce_segments(data, segment_ids, int(num_segments), method, start(data.dtype))
+        return _reduce_segments(data, segment_ids, scalar(num_segments), method, start(data.dtype))
 
     return run
 
@@ -99,7 +100,7 @@ def sparse_segment_sqrt_n(data: Any, indices: Any, segment_ids: np.ndarray[Any, 
 # --- of rows of tables --------------------------------------------------------------------------
 
 
-def _weights(segment_ids: Any, num_segments: int, kind: str, dtype: Any) -> Any:
+def _weights(segment_ids: Any, num_segments: Any, kind: str, dtype: Any) -> Any:
     """Returns for each segment by what the sum of its rows is divided."""
     ids = outside_where_negative(jnp.asarray(segment_ids))
     counts = jnp.maximum(jnp.zeros(num_segments, np.int32).at[ids].add(1, mode="drop"), 1)
@@ -108,7 +109,7 @@ def _weights(segment_ids: Any, num_segments: int, kind: str, dtype: Any) -> Any:
 
 def _of_tables(kind: str) -> Callable[..., Any]:
     def run(data: Any, indices: Any, segment_ids: Any, num_segments: Any) -> Any:
-        count, data = int(num_segments), jnp.asarray(data)
+        count, data = scalar(num_segments), jnp.asarray(data)
         rows = jnp.take(data, indices, axis=0, mode="clip")
         total = _reduce_segments(rows, segment_ids, count, "add", 0)
         if kind == "Sum":
@@ -132,7 +133,7 @@ def _gradient_by_rows(grad: Any, segment_ids: Any, kind: str) -> Any:
 def _gradient_of_tables(kind: str) -> Callable[..., Any]:
     def run(grad: Any, indices: Any, segment_ids: Any, output_dim0: Any) -> Any:
         rows = _gradient_by_rows(grad, segment_ids, kind)
-        table = jnp.zeros((int(output_dim0), *grad.shape[1:]), grad.dtype)
+        table = jnp.zeros((scalar(output_dim0), *grad.shape[1:]), grad.dtype)
         return table.at[indices].add(rows, mode="drop")
 
     return run

@@ -14,7 +14,7 @@ from jax import lax
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel, on_host
 from jaxmeta.ops._indexing import index_of_slices
-from jaxmeta.ops._operands import ints
+from jaxmeta.ops._operands import count_as, ints, scalar
 from jaxmeta.ops._window import pairs
 
 # --- joining and splitting ---------------------------------------------------------------------
@@ -184,7 +184,7 @@ def strided_slice_grad(
 @kernel("OneHot", static=("depth",))
 def one_hot(indices: Any, depth: Any, on_value: Any, off_value: Any, *, axis: int) -> Any:
     place = indices.ndim if axis == -1 else axis
-    classes = jnp.arange(int(depth), dtype=indices.dtype)
+    classes = jnp.arange(scalar(depth), dtype=indices.dtype)
     others = [a for a in range(indices.ndim + 1) if a != place]
     is_hot = jnp.expand_dims(indices, place) == jnp.expand_dims(classes, others)
     return jnp.where(is_hot, on_value, off_value)
@@ -199,7 +199,7 @@ def lin_space(start: Any, stop: Any, num: Any) -> Any:
 def mean(input: Any, reduction_indices: Any, *, keep_dims: bool) -> Any:
     input = jnp.asarray(input)
     axes = tuple(int(axis) % input.ndim for axis in np.ravel(reduction_indices) if input.ndim)
-    count = np.asarray(math.prod(input.shape[axis] for axis in axes), input.dtype)
+    count = count_as(math.prod(input.shape[axis] for axis in axes), input.dtype)
     total = jnp.sum(input, axes, dtype=input.dtype, keepdims=keep_dims)
     return lax.div(total, jnp.broadcast_to(count, total.shape)) if axes else total
 

@@ -144,6 +144,14 @@ class Lowerer:
 
     # --- sizes of symbolic dimensions
 
+    def enter(self, arguments: Sequence[Edge]) -> None:
+        """Makes the container the entry point of the trace, which finds all sizes in arguments."""
+        self._tracing.depth = 1
+        sizes_ = [size for edge in arguments for size in edge.shape or ()]
+        self._tracing.dimensions = dimensions.names_of(sizes_)
+        if self._tracing.dimensions:
+            self.derive_sizes(arguments)
+
     def take_sizes(self, body: nodes.FunctionBody) -> list[Edge]:
         """Adds the leading arguments of a function that are the sizes of dimensions."""
         names = self._tracing.dimensions
