@@ -283,7 +283,7 @@ class _Levels:
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
         self._constants = {p for p, value in enumerate(plan.initial) if value is not None}
-        self._arguments = frozenset(plan.arguments)
+        self._given = self._constants.union(plan.arguments)
         self.sizes: set[int] = set()  # the places of what is known while tracing
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
@@ -326,11 +326,11 @@ class _Levels:
 
         Such a step runs by itself: it would have to be compiled again for each value.
         """
-        known = self.sizes | self._constants
+        known = all(place in self.sizes or place in self._constants for place in step[1])
         host = _definition.HOST_KERNELS.get(step[5].op)
-        if step[4].gives_sizes or (host is not None and known.issuperset(step[1])):
+        if step[4].gives_sizes or (host is not None and known):
             self.sizes.update(_outputs(step))
-        return not known.union(self._arguments).issuperset(_static_inputs(step))
+        return any(p not in self.sizes and p not in self._given for p in _static_inputs(step))
 
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)
