@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxmeta
 from jaxmeta import errors, trees
@@ -489,6 +490,23 @@ def test_static_arguments_that_cannot_be_told_are_refused_with_what_to_do():
         jaxmeta.Graph().add_signature(
             "step", jax.jit(lambda x, n: x * n, static_argnums=1), jnp.ones(3), 2, updates=1
         )
+
+
+def test_a_compiled_function_is_refused_with_what_to_do():
+    compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
+    with pytest.raises(errors.GraphError, match=r"Compiled function.*give what it was made of"):
+        jaxmeta.Graph().add_signature("step", compiled, jnp.ones(3))
+
+
+def test_a_function_under_the_jit_of_a_library_is_traced_by_jax():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    graph = jaxmeta.Graph()
+    graph.add_signature(
+        "apply", nnx.jit(lambda m, x: m(x)), graph.variables(model), jnp.ones((4, 3))
+    )
+    np.testing.assert_array_equal(
+        entry(graph, "apply")(model, jnp.ones((4, 3))), model(jnp.ones((4, 3)))
+    )
 
 
 def test_options_for_the_compiler_are_refused_with_what_to_do():

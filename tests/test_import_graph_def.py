@@ -525,3 +525,73 @@ def test_loop_in_a_loop_is_no_cycle(tensorflow):
     with jm.Graph().as_default() as ours:
         jm.import_graph_def(graph_def, name="")
     assert len(ours.nodes) == len(graph_def.node)
+
+
+# --- recorded shapes -----------------------------------------------------------------------------
+
+UNKNOWN = None
+RECORDS = [
+    (None, [(-1, 3)]),
+    (None, [(5, 3)]),
+    (None, [(-1, -1)]),
+    (None, [UNKNOWN]),
+    (None, [(5, 4)]),
+    (None, [(5,)]),
+    (None, []),
+    (None, [(-1, 3), (2,)]),
+    ([(7, 3)], None),
+    ([(7, 4)], None),
+    ([(7, 3)], [(8, 3)]),
+    ([(7, 3)], [(-1, 3)]),
+]
+
+
+def with_records(a, b):
+    """Returns a placeholder of shape [?, 3] and a Relu of it, with records of their shapes."""
+    graph_def = graph_pb2.GraphDef()
+    graph_def.versions.producer = 2000
+    placeholder = graph_def.node.add(name="A", op="Placeholder")
+    placeholder.attr["dtype"].type = 1
+    for size in (-1, 3):
+        placeholder.attr["shape"].shape.dim.add(size=size)
+    relu = graph_def.node.add(name="B", op="Relu", input=["A"])
+    relu.attr["T"].type = 1
+    for node, shapes in ((placeholder, a), (relu, b)):
+        if shapes is None:
+            continue
+        node.attr["_output_shapes"].list.SetInParent()
+        for shape in shapes:
+            made = node.attr["_output_shapes"].list.shape.add(unknown_rank=shape is None)
+            for size in shape or ():
+                made.dim.add(size=size)
+    return graph_def
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize(("a", "b"), RECORDS)
+def test_recorded_shapes_are_believed_or_refused_as_in_tensorflow(tensorflow, a, b):
+    tf = tensorflow.compat.v1
+    graph_def = with_records(a, b)
+    with tensorflow.Graph().as_default() as there:
+        try:
+            tf.import_graph_def(tf.GraphDef.FromString(graph_def.SerializeToString()), name="x")
+            refused = None
+        except ValueError as error:
+            refused = str(error)
+    with jm.Graph().as_default() as here:
+        if refused is not None:
+            with pytest.raises(errors.GraphError) as caught:
+                jm.import_graph_def(graph_def, name="x")
+            assert refused in str(caught.value)
+            assert not here.nodes
+            return
+        jm.import_graph_def(graph_def, name="x")
+    for name in ("x/A:0", "x/B:0"):
+        expected = tuple(there.get_tensor_by_name(name).shape.as_list())
+        assert here.get_tensor_by_name(name).shape == expected
+
+
+def test_all_wrong_records_are_named_at_once():
+    with jm.Graph().as_default(), pytest.raises(errors.GraphError) as caught:
+        jm.import_graph_def(with_records([(7, 4)], [(1, 2, 3)]), name="")
+    assert all(f"Node '{name}' has an _output_shapes" in str(caught.value) for name in "AB")

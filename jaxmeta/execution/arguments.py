@@ -53,7 +53,7 @@ def check(
         if not _fits(argument, aval)
     ]
     if not bad and any(argument.is_symbolic for argument in expected):
-        bad = _symbolic_faults(expected, constraints, [tuple(aval.shape) for aval in avals])
+        bad = symbolic_faults(expected, constraints, [tuple(aval.shape) for aval in avals])
     if bad:
         headline = f"signature {signature!r} was given other arrays:"
         raise errors.FeedError(errors.list_offenders(headline, bad, ADVICE))
@@ -74,7 +74,7 @@ def _fits(argument: Argument, aval: Any) -> bool:
     )
 
 
-def _symbolic_faults(
+def symbolic_faults(
     expected: Sequence[Argument], constraints: Sequence[str], shapes: Sequence[tuple[Size, ...]]
 ) -> list[str]:
     """Returns where named dimensions have several sizes, none that is allowed, or none at all."""

@@ -24,6 +24,7 @@ from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 _EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
+_TYPE_ATTRS: Final = ("T", "Tparams", "dtype")  # the type of what an op of any type takes
 FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
@@ -40,6 +41,9 @@ class FunctionLibrary(Protocol):
 
     def needs_values(self, name: str) -> bool:
         """Returns whether a function cannot be traced."""
+
+    def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether functions that a node calls work on strings, tables or files."""
 
 
 class UnknownInput(errors.GraphError):
@@ -83,6 +87,9 @@ class Planner:
             self._add_constant(node, output_refs(node)[0])
             return
         kernel = self._kernel(node, op)
+        is_call = kernel is _CALL_KERNEL or kernel.takes_functions
+        if is_call and self._library.calls_on_host(node):
+            kernel = dataclasses.replace(kernel, is_host=True)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
         places = self.places
@@ -112,7 +119,7 @@ class Planner:
             self.foldable[len(env)] = len(self.steps)
             if at_need or not self.at_need.isdisjoint(inputs):
                 self.at_need.add(len(env))
-        if kernel.is_host:
+        if kernel.is_host or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING):
             self.is_host = True
         if kernel.needs_values:
             self.needs_values = True
@@ -212,6 +219,8 @@ class Planner:
             kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
+        if kernel is not None and op in _definition.STRING_KERNELS and _is_of_strings(attr):
+            kernel = _definition.STRING_KERNELS[op]
         if kernel is None:
             if self._library.definition(op) is not None:
                 return _CALL_KERNEL
@@ -226,10 +235,10 @@ class Planner:
         self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
     ) -> Callable[..., Any]:
         """Returns what a step runs: the kernel with the node's attrs."""
-        if kernel is _CALL_KERNEL:
+        if kernel.run is _CALL_KERNEL.run:
             called: Callable[..., Any] = self._function(node.op).call_with_state
             return called
-        if kernel is _PLAIN_KERNEL:
+        if kernel.run is _PLAIN_KERNEL.run:
             return _refuse
         run, attr = kernel.run, node.attr
         if dimension_nodes.DIMENSIONS_ATTR in attr:
@@ -294,7 +303,7 @@ class Planner:
     ) -> Callable[..., Any]:
         """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
         attr = node.attr
-        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
+        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel.run is not _CALL_KERNEL.run
         host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
         if kernel.gives_sizes or host is not None:
             self.sizes.update(places)
@@ -388,6 +397,14 @@ class Planner:
         return new
 
 
+def _is_of_strings(attr: Mapping[str, graph_pb2.AttrValue]) -> bool:
+    """Returns whether a node of an op of any type is one of strings."""
+    return any(
+        name in attr and (attr[name].type or next(iter(attr[name].list.type), 0)) == dtypes.STRING
+        for name in _TYPE_ATTRS
+    )
+
+
 @functools.cache
 def _attr_default(op: str, name: str) -> Any:
     """Returns what the OpDef says, or None."""
@@ -400,6 +417,16 @@ def _attr_default(op: str, name: str) -> Any:
 @functools.cache
 def _takes_lists(op: str) -> bool:
     return op_defs.has_op(op) and any(arg.number_attr for arg in op_defs.get_op_def(op).input_arg)
+
+
+def static_inputs(node: graph_pb2.NodeDef) -> frozenset[int]:
+    """Returns which inputs of a node must be known while tracing, by position."""
+    attr = node.attr
+    if dimension_nodes.DIMENSIONS_ATTR in attr:
+        first = sizes.num_inputs_before_operands(node.op)
+        return frozenset(range(first, first + len(attr[dimension_nodes.DIMENSIONS_ATTR].list.s)))
+    kernel = _definition.KERNELS.get(node.op)
+    return _with_static_lists(node, kernel).static if kernel is not None else frozenset()
 
 
 def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:

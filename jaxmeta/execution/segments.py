@@ -8,18 +8,20 @@ and control inputs allow, so that there are few parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs
-from jaxmeta.execution import compiling, executor, plans
+from jaxmeta.execution import compiling, executor, host_steps, plans
 from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops import _definition
+from jaxmeta.tracing import jaxprs
 
+_WIDE: Final = (np.dtype(np.int64), np.dtype(np.uint64))
 _HOST_ONLY: Final = frozenset({dtypes.STRING, dtypes.VARIANT})
 
 
@@ -65,11 +67,11 @@ class HostState:
         """Gives a variable a value."""
         self.changes[name] = value
 
-    def count(self, name: str) -> Any:
-        """Returns how often this was asked for the name, in this run and those before."""
+    def count(self, name: str, step: Any = 1) -> Any:
+        """Returns the sum of the steps before, in this run and earlier ones, modulo 2**32."""
         counter = plans.COUNTER_PREFIX + name
-        count = self.read(counter) if self.is_initialized(counter) else np.uint32(0)
-        self.write(counter, count + np.uint32(1))
+        count = self.read(counter) if self.is_initialized(counter) else np.zeros((), np.uint32)
+        self.write(counter, np.asarray(count + np.asarray(step, np.uint32), np.uint32))
         return count
 
 
@@ -148,6 +150,7 @@ def _run_on_device(
     is_last: bool,
 ) -> None:
     arrays = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    _refuse_wide_integers(arrays.values(), part)
     given = {place: value for place, value in arrays.items() if place not in part.static}
     values = list(given.values())
     key = (
@@ -177,6 +180,22 @@ def _run_on_device(
         env[place] = constants[place] if place in constants else next(computed)
 
 
+def _refuse_wide_integers(arrays: Iterable[Any], part: _Part) -> None:
+    """Raises InvalidArgumentError where JAX would cut integers of the host to 32 bits."""
+    if jaxprs.has_64_bit_types():
+        return
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype not in _WIDE or not array.size:
+            continue
+        narrow = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
+        if array.min() < narrow.min or array.max() > narrow.max:
+            node = part.steps[0][5]
+            raise errors.InvalidArgumentError(
+                f"before node {node.name!r} ({node.op}): values of {array.dtype} that 32 bits do "
+                "not hold; switch 64-bit types on, jax.config.update('jax_enable_x64', True)"
+            )
+
+
 def _compile(
     part: _Part,
     before: list[Any],
@@ -194,11 +213,16 @@ def _compile(
             inner[place] = value
         plans.run_steps(part.steps, inner, state)
         outputs = {place: inner[place] for place in part.outputs}
-        constants.update({place: value for place, value in outputs.items() if not _is_array(value)})
+        constants.update({p: value for p, value in outputs.items() if not _is_computed(value)})
         return [value for place, value in outputs.items() if place not in constants]
 
     compiled = compiling.compile_body(body, known, list(given.values()), donates=donates)
     return compiled, constants
+
+
+def _is_computed(value: Any) -> bool:
+    """Returns whether a device part's output is not known while tracing."""
+    return _is_array(value) and not isinstance(value, np.ndarray)
 
 
 def _is_array(value: Any) -> bool:
@@ -234,7 +258,8 @@ def _split(
             own = {place for step in part.steps for place in _outputs(step)}
             used = {place for step in part.steps for place in step[1]}
             part.inputs = sorted(p for p in used - own if plan.initial[p] is None)
-            part.static = {p for step in part.steps for p in _static_inputs(step)} - own
+            sizes = levels.sizes.intersection(part.inputs)
+            part.static = {p for step in part.steps for p in _static_inputs(step)} - own | sizes
             part.outputs = sorted(own & wanted)
     return [parts[level] for level in sorted(parts)]
 
@@ -257,6 +282,9 @@ class _Levels:
         self._library = library
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
+        self._constants = {p for p, value in enumerate(plan.initial) if value is not None}
+        self._arguments = frozenset(plan.arguments)
+        self.sizes: set[int] = set()  # the places of what is known while tracing
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
         self._host_places.update(
@@ -273,6 +301,7 @@ class _Levels:
             step[4].is_host
             or not self._host_places.isdisjoint(step[1])
             or not _HOST_ONLY.isdisjoint(numbers)
+            or self._depends_on_values(step)
         )
         level = max(
             [
@@ -292,6 +321,17 @@ class _Levels:
                 self._host_places.add(place)  # the handle of a queue in TensorFlow 1
         return level, is_host
 
+    def _depends_on_values(self, step: plans.Step) -> bool:
+        """Returns whether what must be known while tracing is so only once steps have run.
+
+        Such a step runs by itself: it would have to be compiled again for each value.
+        """
+        known = self.sizes | self._constants
+        host = _definition.HOST_KERNELS.get(step[5].op)
+        if step[4].gives_sizes or (host is not None and known.issuperset(step[1])):
+            self.sizes.update(_outputs(step))
+        return not known.union(self._arguments).issuperset(_static_inputs(step))
+
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)
         op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
@@ -303,16 +343,19 @@ def _on_host(step: plans.Step, library: executor.Library) -> plans.Step:
     run, places, output, outputs, kernel, node = step
     bare = run
     if not kernel.is_host:
+        if host_steps.is_of_numbers(node, library):
+            return step
         string_kernel = _definition.STRING_KERNELS.get(node.op)
         if string_kernel is None:
             raise errors.UnsupportedOpError(
                 f"node {node.name!r} ({node.op}): the op has no kernel for strings or queues"
             )
         bare = executor.bind_attrs(node, string_kernel, library)
-    is_stateful = kernel.is_stateful
+    is_stateful = kernel.is_host and kernel.is_stateful
+    as_declared = host_steps.declared_inputs(node, library)
 
     def run_on_host(*inputs: Any) -> Any:
         state, values = (inputs[:1], inputs[1:]) if is_stateful else ((), inputs)
-        return bare(*state, *[np.asarray(v) if isinstance(v, jax.Array) else v for v in values])
+        return bare(*state, *as_declared(values))
 
     return run_on_host, places, output, outputs, kernel, node

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, dataflow, executor, fetches, plans, segments
+from jaxmeta.execution import compiling, dataflow, executor, feed_checks, fetches, plans, segments
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -54,6 +54,8 @@ class Session:
         graph: the graph; the default graph where None.
         config: an object whose ``operation_timeout_in_ms`` limits how long a run waits for a queue;
             the rest of TensorFlow's ConfigProto has no meaning here.
+        allow_files: whether operations of the graph may read and write files: allow it for graphs
+            you trust. Without it, `FileAccessError` is raised where one would.
 
     Attributes:
         graph: the graph.
@@ -75,6 +77,8 @@ class Session:
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
         if isinstance(target, building.Graph) and graph is None:
             graph = target
@@ -86,9 +90,9 @@ class Session:
         self.graph = graph if graph is not None else building.get_default_graph()
         self.values = VariableStore(self.graph.constants, self._storage_name)
         self._config = config
-        self._resources = Resources()
+        self._resources = Resources(allow_files=allow_files)
         self._prepared: dict[Any, _Prepared] = {}
-        self._library = executor.Library(self.graph.functions)
+        self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
 
@@ -191,6 +195,7 @@ class Session:
             GraphError: a name is unknown, or a variable has no value.
             FeedError: a feed is unknown or missing, or does not fit.
             OperationError: an operation failed on the values that it was given.
+            FileAccessError: an operation would use files, which the session does not allow.
         """
         del run_metadata
         if feed_dict:
@@ -326,10 +331,14 @@ class Session:
         self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
-        nodes = inlining.inline_calls(self.graph, [*fetched, *prepared.feed_names])
-        plan = executor.plan_graph(
-            nodes, self._library, list(prepared.feed_names), tensors, operations
-        )
+        feeds = list(prepared.feed_names)
+        nodes = inlining.inline_calls(self.graph, [*fetched, *feeds])
+        plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
+        if plan.is_host and not plan.needs_values and self._library.has_host_functions:
+            # So that what else these functions compute is compiled.
+            holds = self._library.calls_on_host
+            nodes = inlining.inline_calls_that(self.graph, nodes, fetched, holds)
+            plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
         if plan.is_host or plan.needs_values or strings:
             return self._host_runner(plan, fetched, strings)
@@ -419,9 +428,7 @@ class Session:
 
     def _check_feeds(self, feeds: Mapping[str, Any]) -> None:
         """Raises FeedError where a feed does not fit its tensor; lists all."""
-        bad = []
-        for name, value in feeds.items():
-            bad.extend(_feed_faults(self._tensor(name), value))
+        bad = feed_checks.faults(self.graph, feeds)
         if bad:
             raise errors.FeedError(errors.list_offenders("these feeds do not fit:", bad))
 
@@ -444,8 +451,10 @@ class InteractiveSession(Session):
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
-        super().__init__(target, graph, config)
+        super().__init__(target, graph, config, allow_files=allow_files)
         self._default_graph = contextlib.ExitStack()
         self._default_graph.enter_context(self.graph.as_default())
         default_sessions.push(self)
@@ -477,26 +486,12 @@ def _is_cast(found: Any, wanted: Any) -> bool:
     return orders[0] <= orders[1]
 
 
-def _feed_faults(tensor: Any, value: Any) -> list[str]:
-    if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
-        return [f"{tensor.name}: a {dtypes.dtype_name(tensor.number)} cannot be fed"]
-    shape, found = tensor.shape, np.shape(value)
-    faults = []
-    if shape is not None and (
-        len(shape) != len(found)
-        or any(want is not None and want != size for want, size in zip(shape, found, strict=True))
-    ):
-        faults.append(f"{tensor.name}: expected shape {list(shape)}, got {list(found)}")
-    number = dtypes.dtype_to_number(value.dtype)
-    if dtypes.base_number(tensor.number) != number:
-        expected = dtypes.dtype_name(tensor.number)
-        faults.append(f"{tensor.name}: expected dtype {expected}, got {dtypes.dtype_name(number)}")
-    return faults
-
-
 def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
     """Returns an array of strings as the kernels take them: objects, each bytes."""
     flat = [item.encode() if isinstance(item, str) else item for item in np.ravel(array).tolist()]
+    others = sorted({type(item).__name__ for item in flat if not isinstance(item, bytes)})
+    if others:
+        raise errors.FeedTypeError(f"a tensor of strings was fed {', '.join(others)} among them")
     strings = np.empty(len(flat), dtype=object)
     strings[:] = flat
     return strings.reshape(np.shape(array))

@@ -15,6 +15,7 @@ from jaxmeta.graphs import (
     editing,
     elementary,
     graph,
+    indexing,
     operators,
     printing,
     shape_inference,
@@ -98,8 +99,8 @@ class Graph(graph.GraphBuilder):
                 function of the others; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
-                by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
-                that name them: the function then takes arrays of any such size.
+                by argument and path. Sizes may be symbolic dimensions of `jax.export`, strings
+                that name them, or None: the function then takes arrays of any such size.
             updates: which result is assigned back to which argument, as {result: argument}; an
                 int stands for both, or for the result itself where that is not a tuple.
             donate: whether the updated arguments' buffers may be reused.
@@ -118,9 +119,11 @@ class Graph(graph.GraphBuilder):
             raise errors.GraphError(f"the graph has a signature named {name!r} already")
         pairs = {updates: updates} if isinstance(updates, int) else dict(updates or {})
         signature_nodes.check_updates_exist(name, pairs, len(args))
-        args, kwargs = signature_nodes.symbolize((args, kwargs))
+        (args, kwargs), shapes = signature_nodes.symbolize((args, kwargs))
         leaf_specs = jax.tree.map(
-            signature_nodes.leaf_spec, (args, kwargs), is_leaf=signature_nodes.is_handle
+            lambda leaf: signature_nodes.leaf_spec(leaf, shapes),
+            (args, kwargs),
+            is_leaf=signature_nodes.is_handle,
         )
         try:
             donated = tuple(pairs.values()) if donate else ()
@@ -137,7 +140,7 @@ class Graph(graph.GraphBuilder):
         arguments = static.drop(args, kwargs)
         leaves = jax.tree.leaves(arguments, is_leaf=signature_nodes.is_handle)
         flat = list(zip(leaf_names, leaves, strict=True))
-        scope = signature_nodes.SignatureNodes(self, name, flat, carry_custom_calls)
+        scope = signature_nodes.SignatureNodes(self, name, flat, carry_custom_calls, shapes)
         call_outputs = scope.add_call(traced)
         signature = scope.make_signature(traced, call_outputs, arguments, pairs, placed)
         attrs = self.nodes[scope.call_name].attr
@@ -194,7 +197,7 @@ class Graph(graph.GraphBuilder):
         recorded = self.recorded_shape(name, index)
         tensor_name = f"{name}:{index}"
         if recorded is None and tensor_name not in self._without_shape:
-            recorded = shape_inference.infer_shape(self, tensor_name)
+            recorded = shape_inference.static_shape(shape_inference.sizes_of(self, tensor_name))
             if recorded is None:
                 self._without_shape.add(tensor_name)
             else:
@@ -203,11 +206,17 @@ class Graph(graph.GraphBuilder):
 
     def operate(self, operator: str, *operands: Any) -> Tensor:
         """Adds the nodes of a Python operator on tensors; see `jaxmeta.Tensor`."""
+        if operator == "getitem" and indexing.needs_gather(operands[1]):
+            return indexing.get_item(self, *operands)
         return operators.operate(self, operator, operands)
 
     def read_variable(self, variable: Variable, name: str | None = None) -> Tensor:
         """Adds a node that reads a variable; see `Variable.value`."""
         return elementary.read_variable(self, variable, name)
+
+    def set_tensor_shape(self, tensor: Tensor, shape: Any) -> None:
+        """Says more of a tensor's shape; see `Tensor.set_shape`."""
+        elementary.set_shape(self, tensor, shape)
 
     def add_identity(self, value: Any, name: str | None) -> Tensor:
         """Adds a node that gives what it takes; see `jaxmeta.identity`."""
@@ -244,10 +253,15 @@ def _trace(
     donated: tuple[int, ...],
 ) -> Any:
     """Returns `jax.jit`'s trace of a function; one that is jitted keeps its own options."""
-    jitted = fn if hasattr(fn, "trace") and hasattr(fn, "lower") else None
-    if jitted is None:
-        jitted = jax.jit(fn, donate_argnums=donated)
-    return jitted.trace(*args, **kwargs)
+    if isinstance(fn, (jax.stages.Compiled, jax.stages.Lowered)):
+        raise errors.GraphError(
+            f"a {type(fn).__name__} function is no longer traced; give what it was made of"
+        )
+    if hasattr(fn, "trace") and hasattr(fn, "lower"):
+        traced = fn.trace(*args, **kwargs)
+        if isinstance(traced, jax.stages.Traced):  # and not that of a library's own jit
+            return traced
+    return jax.jit(fn, donate_argnums=donated).trace(*args, **kwargs)
 
 
 def _variable_leaf(variable: Variable) -> trees.Leaf:

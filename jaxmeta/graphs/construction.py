@@ -19,21 +19,58 @@ from jaxmeta.graphs.handles import Operation, Tensor, Variable
 
 
 def placeholder(
-    dtype: Any, shape: Sequence[int | None] | int | None = None, name: str | None = None
+    dtype: Any, shape: Sequence[Any] | int | None = None, name: str | None = None
 ) -> Tensor:
     """Returns a tensor that must be fed.
 
     Args:
         dtype: of what is fed.
         shape: its shape, with None for sizes that differ between feeds; None where not even the
-            rank is known.
+            rank is known. A size that has a name, as a string or a symbolic dimension of
+            `jax.export`, is the same wherever the name stands; expressions such as ``"2*rows"``
+            say more of it.
         name: of its node, made unique below the current scope.
+
+    Raises:
+        GraphError: a size is neither a number nor a dimension.
 
     Example:
         >>> placeholder("float32", [None, 28], name="x")
         <jaxmeta.Tensor 'x:0' shape=(None, 28) dtype=float32>
+        >>> placeholder("int32", ["batch"], name="labels").shape
+        (None,)
     """
     return elementary.add_placeholder(get_default_graph(), dtype, shape, name)
+
+
+def placeholder_with_default(
+    input: Any, shape: Sequence[Any] | int | None, name: str | None = None
+) -> Tensor:
+    """Returns a tensor that may be fed, and else has a default value.
+
+    Args:
+        input: the value: a tensor, variable or array.
+        shape: of what may be fed; see `placeholder`.
+        name: of its node, made unique below the current scope.
+
+    Raises:
+        GraphError: the value is not of that shape.
+
+    Example:
+        >>> placeholder_with_default([[1.0, 2.0]], [None, 2], name="x")
+        <jaxmeta.Tensor 'x:0' shape=(None, 2) dtype=float32>
+    """
+    return elementary.add_placeholder_with_default(_graph_of([input]), input, shape, name)
+
+
+def shape(input: Any, name: str | None = None, out_type: Any = "int32") -> Tensor:
+    """Returns the sizes of a tensor as a tensor; a constant where they are known.
+
+    Example:
+        >>> shape(placeholder("float32", [None, 28]))
+        <jaxmeta.Tensor 'Shape:0' shape=(2,) dtype=int32>
+    """
+    return elementary.add_shape(_graph_of([input]), input, name, out_type)
 
 
 def constant(
@@ -62,8 +99,13 @@ def call(fn: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: 
     lambda has no name: its nodes come straight below the current scope, unless ``name`` is given.
     Functions with derivative rules of their own stay calls, and keep the rules.
 
+    Sizes that are not known are symbolic dimensions while the function is traced, so that it takes
+    any. Those that have to be the same for JAX to trace it, such as the batch of images and that
+    of their labels, are taken to be so; a run in which they differ fails. The results know which
+    of their sizes are those of the operands.
+
     Args:
-        fn: a function of pytrees.
+        fn: a function of pytrees; it may be traced several times.
         *args: pytrees of tensors, variables, and anything else, which is passed as it is.
         name: of the scope.
         **kwargs: more of the same, by name.
@@ -73,7 +115,7 @@ def call(fn: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: 
 
     Raises:
         UnsupportedPrimitiveError: some primitives have no node form; all are listed.
-        GraphError: a tensor is of another graph, or has no static shape.
+        GraphError: a tensor is of another graph, or its rank is not known.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,7 +192,7 @@ def gradients(
 
     Raises:
         GraphTypeError: one of the ys is not real.
-        GraphError: shapes are not known, or do not fit.
+        GraphError: a rank is not known, or shapes do not fit.
 
     Example:
         >>> x = placeholder("float32", [])

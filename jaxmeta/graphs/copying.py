@@ -43,6 +43,9 @@ def rebuild(
     made.add_node_defs({node.name: node for node in moved})
     known = set(made.functions)
     made.gradients.extend(g for g in target.gradients if g.function_name in known)
+    made.registered_gradients.extend(
+        g for g in target.registered_gradients if g.gradient_func in known
+    )
     made.versions.CopyFrom(target.versions)
     mover.fill(target)
     saver_def = target.saver_def
@@ -91,6 +94,9 @@ class Mover:
         for name, shape in source.recorded_shapes.items():
             if name.split(":")[0] in self._kept:
                 target.record_shape(self._rename(name), shape)
+        # Names of dimensions say whose sizes they are, by names that may change here.
+        for constraint in source.dimension_constraints:
+            target.add_dimension_constraint(constraint)
         for name, signature in source.signatures.items():
             if self._holds(signature):
                 new_name = f"{scope}/{name}" if scope else name

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxmeta import dtypes, errors, naming
+from jaxmeta import dtypes, errors, naming, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import executor, ordering
-from jaxmeta.graphs import calling, elementary
+from jaxmeta.execution import executor, ordering, planning
+from jaxmeta.graphs import calling, elementary, shape_inference
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Tensor, Variable
 from jaxmeta.graphs.staging import NodeIndex
@@ -64,29 +65,25 @@ def _seed(target: GraphBuilder, y: Tensor, seed: Any) -> Tensor:
         if None not in (tensor.shape, y.shape) and tensor.shape != y.shape:
             raise errors.GraphError(f"the gradient of {y} has another shape: {tensor}")
         return tensor
-    _refuse_unknown_shapes([y])
-    shape = tuple(size or 0 for size in y.shape or ())
-    return tensor_of_ones(target, shape, y.dtype)
+    return tensor_of_ones(target, y)
 
 
-def tensor_of_ones(target: GraphBuilder, shape: tuple[int, ...], dtype: Any) -> Tensor:
-    """Returns a tensor of ones, as one number and its shape."""
-    one = elementary.add_constant(target, 1, dtype, name="grad_ys/Const")
-    if not shape:
+def tensor_of_ones(target: GraphBuilder, like: Tensor) -> Tensor:
+    """Returns a tensor of ones with another one's shape, as one number and that shape."""
+    one = elementary.add_constant(target, 1, like.dtype, name="grad_ys/Const")
+    if like.shape == ():
         return one
-    sizes = elementary.add_constant(target, shape, "int32", name="grad_ys/Shape")
-    edges = [elementary.edge_of(sizes), elementary.edge_of(one)]
-    (filled,) = target.add_node("Fill", edges, {}, "grad_ys/Fill")
-    return elementary.tensor_of(target, filled, shape)
-
-
-def _refuse_unknown_shapes(tensors: Sequence[Tensor]) -> None:
-    bad = [str(t) for t in tensors if t.shape is None or None in t.shape]
-    if bad:
-        headline = "gradients need the static shapes of these:"
-        raise errors.GraphError(
-            errors.list_offenders(headline, bad, "Give placeholders all of their sizes.")
-        )
+    if like.shape is None or None in like.shape:
+        (shape,) = target.add_node("Shape", [elementary.edge_of(like)], {}, "grad_ys/Shape")
+    else:
+        constant = elementary.add_constant(target, like.shape, "int32", name="grad_ys/Shape")
+        shape = elementary.edge_of(constant)
+    (filled,) = target.add_node("Fill", [shape, elementary.edge_of(one)], {}, "grad_ys/Fill")
+    sizes = shape_inference.sizes_of(target, like.name)
+    tensor = elementary.tensor_of(target, filled, like.shape)
+    if sizes is not None:
+        target.record_sizes(tensor.name, sizes)
+    return tensor
 
 
 # --- what depends on what ----------------------------------------------------------------------
@@ -123,6 +120,30 @@ def _without_controls(nodes: Mapping[str, graph_pb2.NodeDef]) -> dict[str, graph
             copied.CopyFrom(node)
             copied.input[:] = [ref for ref in node.input if ref[0] != "^"]
             node = copied
+        plain[name] = node
+    return plain
+
+
+def _with_plain_gathers(
+    target: GraphBuilder, nodes: dict[str, graph_pb2.NodeDef]
+) -> dict[str, graph_pb2.NodeDef]:
+    """Returns nodes in which rows of variables are gathered from tensors that read these."""
+    plain: dict[str, graph_pb2.NodeDef] = {}
+    for name, node in nodes.items():
+        if node.op == "ResourceGather" and node.input[0] in target.variable_names:
+            read = _producer(target.variable(node.input[0]).snapshot_name)
+            axis = graph_pb2.NodeDef(name=f"{name}/axis", op="Const")
+            values.write_attr(axis.attr["dtype"], np.dtype(np.int32), "type")
+            values.write_attr(axis.attr["value"], np.asarray(0, np.int32), "tensor")
+            inputs = [read, node.input[1], axis.name]
+            gather = graph_pb2.NodeDef(name=name, op="GatherV2", input=inputs)
+            gather.attr["Tparams"].CopyFrom(node.attr["dtype"])
+            gather.attr["Taxis"].CopyFrom(axis.attr["dtype"])
+            for attr in ("Tindices", "batch_dims"):
+                if attr in node.attr:
+                    gather.attr[attr].CopyFrom(node.attr[attr])
+            plain.update({read: target.nodes[read], axis.name: axis})
+            node = gather
         plain[name] = node
     return plain
 
@@ -171,7 +192,9 @@ class _Section:
     ) -> None:
         self._graph = target
         self._ys = ys
-        self._nodes = _without_controls({node.name: node for node in _ancestors(target.nodes, ys)})
+        self._nodes = _with_plain_gathers(
+            target, _without_controls({node.name: node for node in _ancestors(target.nodes, ys)})
+        )
         given = {x: [t.name for t in _tensors(target, x) if t.node_name in self._nodes] for x in xs}
         stopped = {tensor.name for tensor in stops}
         self._x_names = {x: [n for n in names if n not in stopped] for x, names in given.items()}
@@ -200,15 +223,14 @@ class _Section:
         pairs = [(y, s) for y, s in zip(self._ys, seeds, strict=True) if y.name in reached]
         x_names = [name for x in connected for name in self._x_names[x]]
         counts = [len(self._x_names[x]) for x in connected]
-        others = self._boundary(reached, set(x_names), [y for y, _ in pairs])
+        others = self._by_use(self._boundary(reached, set(x_names), [y for y, _ in pairs]))
         plan = executor.plan_graph(
             self._nodes,
-            executor.Library(self._graph.functions),
+            executor.Library(self._graph.functions, gradients=self._graph.gradients),
             [*x_names, *others],
             [y.name for y, _ in pairs],
         )
         tensors = [self._graph.get_tensor_by_name(name) for name in [*x_names, *others]]
-        _refuse_unknown_shapes(tensors)
         primals = [self._graph.get_tensor_by_name(self._x_names[x][0]) for x in connected]
 
         def pull_back(first: Any, rest: Any, cotangents: Any) -> Any:
@@ -232,6 +254,19 @@ class _Section:
         result.update(zip(connected, grads, strict=True))
         return result
 
+    def _by_use(self, names: Sequence[str]) -> list[str]:
+        """Returns tensors, first those of unknown sizes on which the most nodes depend.
+
+        Where sizes have to be the same, those of the later tensors are checked, and the nodes that
+        depend on these are added anew.
+        """
+        used = {}
+        for name in names:
+            shape = self._graph.get_tensor_by_name(name).shape
+            if shape is not None and None in shape:
+                used[name] = len(self._reach([name], set()))
+        return sorted(names, key=lambda name: -used.get(name, 0))
+
     def _boundary(self, reached: set[str], xs: set[str], ys: Sequence[Tensor]) -> list[str]:
         """Returns the tensors that go into the section and do not depend on the xs.
 
@@ -252,10 +287,11 @@ class _Section:
                 continue
             found.pop(name, None)
             seen[name] = is_static
+            static = planning.static_inputs(node)
             kernel = _definition.KERNELS.get(node.op)
+            passes_on = is_static and not (kernel is not None and kernel.gives_sizes)
             for index, ref in enumerate(_data_inputs(node)):
-                needs = kernel is not None and index in kernel.static
-                pending.append((ref, is_static or needs))
+                pending.append((ref, passes_on or index in static))
         return list(found)
 
 

@@ -16,7 +16,7 @@ from jaxmeta.graphs import nodes
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Operation, Tensor, Variable
 from jaxmeta.graphs.nodes import Edge
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import dimensions, jaxprs
 
 # --- edges and tensors -------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ def _filled(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[A
 def add_placeholder(
     target: GraphBuilder,
     dtype: Any,
-    shape: Sequence[int | None] | int | None = None,
+    shape: Sequence[Any] | int | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Returns a tensor that must be fed.
@@ -193,20 +193,143 @@ def add_placeholder(
     Args:
         target: the graph.
         dtype: of what is fed; that of typed PRNG keys too.
-        shape: its shape, with None for sizes that differ between feeds; None where not even the
-            rank is known.
+        shape: its shape, with None for sizes that differ between feeds, and strings or symbolic
+            dimensions of `jax.export` for such that have names; None where not even the rank is
+            known.
         name: "Placeholder" where None.
+
+    Raises:
+        GraphError: a size is neither a number nor a dimension.
     """
     attrs: dict[str, Any] = {}
-    sizes = (shape,) if isinstance(shape, int) else None if shape is None else tuple(shape)
+    sizes = _sizes_from(shape)
     if jaxprs.is_key_dtype(dtype):
         impl, data_shape = jaxprs.key_layout(dtype)
         attrs[nodes.KEY_IMPL_ATTR] = impl
         dtype = np.uint32
         sizes = None if sizes is None else (*sizes, *data_shape)
-    attrs.update(dtype=dtype, shape=sizes)
+    attrs.update(dtype=dtype, shape=_static(sizes))
     (edge,) = target.add_node("Placeholder", [], attrs, name or "Placeholder")
-    return tensor_of(target, edge, sizes)
+    return _with_dimensions(target, edge, sizes)
+
+
+def add_placeholder_with_default(
+    target: GraphBuilder, default: Any, shape: Sequence[Any] | int | None, name: str | None = None
+) -> Tensor:
+    """Returns a tensor that may be fed; see `add_placeholder` for shapes.
+
+    Raises:
+        GraphError: the default value is not of that shape.
+    """
+    tensor = convert_to_tensor(target, default, "input")
+    sizes = _sizes_from(shape)
+    if not is_compatible(tensor.shape, _static(sizes)):
+        raise errors.GraphError(
+            f"a placeholder of shape {_shown(sizes)} cannot have the default {tensor}"
+        )
+    (edge,) = target.add_node(
+        "PlaceholderWithDefault",
+        [edge_of(tensor)],
+        {"shape": _static(sizes)},
+        name or "PlaceholderWithDefault",
+    )
+    return _with_dimensions(target, edge, sizes)
+
+
+def _sizes_from(shape: Sequence[Any] | int | None) -> tuple[Any, ...] | None:
+    """Returns a shape that was asked for, with symbolic dimensions for names."""
+    if shape is None:
+        return None
+    given = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    known = [None if size is None or size == -1 else size for size in given]
+    bad = [size for size in known if not _is_size(size)]
+    if bad:
+        raise errors.GraphError(
+            f"{bad[0]!r} is no size of a shape: it is a number from 0 on, None, or the name of a "
+            "dimension"
+        )
+    (symbolic,) = dimensions.symbolize([[0 if size is None else size for size in known]])
+    return tuple(None if size is None else made for size, made in zip(known, symbolic, strict=True))
+
+
+def _is_size(size: Any) -> bool:
+    if size is None or isinstance(size, str) or dimensions.is_symbolic(size):
+        return True
+    return hasattr(size, "__index__") and not isinstance(size, bool) and size.__index__() >= 0
+
+
+def _static(sizes: Sequence[Any] | None) -> values.Shape | None:
+    if sizes is None:
+        return None
+    return tuple(None if dimensions.is_symbolic(size) else size for size in sizes)
+
+
+def _shown(sizes: Sequence[Any] | None) -> str:
+    return "unknown" if sizes is None else f"({', '.join(map(str, sizes))})"
+
+
+def _with_dimensions(target: GraphBuilder, edge: Edge, sizes: Sequence[Any] | None) -> Tensor:
+    """Returns a placeholder's tensor, having recorded the names of its dimensions."""
+    tensor = tensor_of(target, edge, _static(sizes))
+    if sizes is None or not dimensions.is_symbolic(list(sizes)):
+        return tensor
+    attr = target.nodes[tensor.node_name].attr
+    texts = tuple(nodes.UNKNOWN_DIM if size is None else str(size) for size in sizes)
+    values.write_attr(attr[nodes.DIMS_ATTR], texts)
+    constraints = dimensions.constraints(sizes)
+    if constraints:
+        values.write_attr(attr[nodes.CONSTRAINTS_ATTR], constraints)
+        for constraint in constraints:
+            target.add_dimension_constraint(constraint)
+    return tensor
+
+
+def is_compatible(one: values.Shape | None, other: values.Shape | None) -> bool:
+    """Returns whether two static shapes can be those of one tensor."""
+    if one is None or other is None:
+        return True
+    if len(one) != len(other):
+        return False
+    return all(None in (a, b) or a == b for a, b in zip(one, other, strict=True))
+
+
+def set_shape(target: GraphBuilder, tensor: Tensor, shape: Sequence[Any] | int | None) -> None:
+    """Says more of a tensor's shape; see `Tensor.set_shape`."""
+    sizes = _sizes_from(shape)
+    if sizes is None:
+        return
+    known = tensor.shape
+    if not is_compatible(known, _static(sizes)):
+        raise errors.GraphError(
+            f"the shape of {tensor} is not compatible with {_shown(sizes)}: sizes that are known "
+            "cannot change"
+        )
+    merged = tuple(
+        old if new is None else new
+        for old, new in zip(known or (None,) * len(sizes), sizes, strict=True)
+    )
+    target.forget_sizes(tensor.name)
+    if dimensions.is_symbolic(list(merged)):
+        texts = tuple(
+            target.dimension_name(tensor.name, axis) if size is None else str(size)
+            for axis, size in enumerate(merged)
+        )
+        target.record_sizes(tensor.name, texts)
+        for constraint in dimensions.constraints(merged):
+            target.add_dimension_constraint(constraint)
+    target.record_shape(tensor.name, _static(merged))
+
+
+def add_shape(target: GraphBuilder, value: Any, name: str | None, out_type: Any) -> Tensor:
+    """Returns the sizes of a tensor as a tensor: a constant where they are all known."""
+    with target.name_scope(name, "Shape") as scope:
+        tensor = convert_to_tensor(target, value, "input")
+        known = tensor.shape
+        if known is not None and None not in known:
+            return add_constant(target, np.asarray(known, out_type), name=scope)
+        attrs = {"out_type": np.dtype(out_type)}
+        (edge,) = target.add_node("Shape", [edge_of(tensor)], attrs, scope)
+        return tensor_of(target, edge, None if known is None else (len(known),))
 
 
 # --- identities and groups ---------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import nodes
 from jaxmeta.graphs.handles import Operation, Tensor, Variable
 from jaxmeta.graphs.nodes import NodeContainer
+from jaxmeta.tracing import dimensions
 
 
 class ElementContainer(NodeContainer):
@@ -18,6 +20,9 @@ class ElementContainer(NodeContainer):
     def __init__(self, library: Mapping[str, graph_pb2.FunctionDef]) -> None:
         super().__init__(library)
         self._shapes: dict[str, values.Shape | None] = {}
+        self._sizes: dict[str, tuple[str, ...]] = {}
+        self._dimensions: dict[tuple[str, int], str] = {}
+        self._dimension_constraints: dict[str, None] = {}
         self._consumers: dict[str, list[str]] = {}
         self._num_indexed = 0
 
@@ -40,8 +45,51 @@ class ElementContainer(NodeContainer):
         return op_defs.output_dtypes(op_def, node)
 
     def record_shape(self, tensor_name: str, shape: values.Shape | None) -> None:
-        """Records the static shape of a tensor, ``node:0``, which no attr of its node says."""
+        """Records the shape of a tensor, ``node:0``, which no attr of its node says.
+
+        Of a symbolic size the static shape says nothing; `recorded_sizes` has it.
+        """
+        if shape is not None and dimensions.is_symbolic(list(shape)):
+            self._sizes[tensor_name] = tuple(map(str, shape))
+            shape = tuple(None if dimensions.is_symbolic(size) else size for size in shape)
         self._shapes[tensor_name] = shape
+
+    def record_sizes(self, tensor_name: str, sizes: tuple[str, ...]) -> None:
+        """Records the sizes of a tensor as text: numbers, and expressions of dimensions."""
+        self._sizes[tensor_name] = sizes
+
+    def forget_sizes(self, tensor_name: str) -> None:
+        """Makes a tensor's sizes follow from its static shape again."""
+        self._sizes.pop(tensor_name, None)
+
+    @property
+    def recorded_sizes(self) -> Mapping[str, tuple[str, ...]]:
+        """The sizes, as text, of tensors that have symbolic ones, by the tensors' names."""
+        return self._sizes
+
+    @property
+    def dimension_constraints(self) -> tuple[str, ...]:
+        """What is said of the named dimensions of tensors: ``b >= 8``."""
+        return tuple(self._dimension_constraints)
+
+    def add_dimension_constraint(self, constraint: str) -> None:
+        """Records what holds of named dimensions."""
+        self._dimension_constraints[constraint] = None
+
+    def dimension_name(self, tensor_name: str, axis: int) -> str:
+        """Returns the name of the size of an axis of which nothing else is known.
+
+        It is the same whenever it is asked for: ``dim0_of_images``.
+        """
+        name = self._dimensions.get((tensor_name, axis))
+        if name is None:
+            stem = re.sub(r"\W", "_", tensor_name.removesuffix(":0"))
+            taken = set(self._dimensions.values())
+            name = wanted = f"dim{axis}_of_{stem}"
+            while name in taken:
+                name = f"{wanted}_{len(taken)}"
+            self._dimensions[tensor_name, axis] = name
+        return name
 
     @property
     def recorded_shapes(self) -> Mapping[str, values.Shape | None]:

@@ -188,6 +188,18 @@ class Tensor(Operators):
         """Returns `shape`."""
         return self.shape
 
+    def set_shape(self, shape: Any) -> None:
+        """Says what else is known of its shape, as TensorFlow's method of that name does.
+
+        Args:
+            shape: with None for sizes of which nothing more is known, and strings for such that
+                have names.
+
+        Raises:
+            GraphError: it is not compatible with what is known already.
+        """
+        self.graph.set_tensor_shape(self, shape)
+
     def consumers(self) -> list[Operation]:
         """Returns the operations that take it as an input."""
         return [Operation(self.graph, name) for name in self.graph.consumer_names(self.name)]

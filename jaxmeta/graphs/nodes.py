@@ -15,6 +15,8 @@ from jaxmeta._proto import graph_pb2
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 DIMS_ATTR: Final = "_jax_dims"  # on a placeholder: its sizes as text, where some are symbolic
+UNKNOWN_DIM: Final = "?"
+CONSTRAINTS_ATTR: Final = "_jax_dim_constraints"  # what holds of symbolic sizes: "b >= 8"
 DIMENSION_ATTR: Final = "_jax_dimension"  # on a function's argument: which dimension's size it is
 
 
@@ -213,6 +215,13 @@ class FunctionBody(NodeContainer):
 
     def _output_ref(self, node: str, argument: str, offset: int, index: int) -> str:
         return f"{node}:{argument}:{offset}"
+
+
+def recorded_dims(node: graph_pb2.NodeDef) -> tuple[str, ...] | None:
+    """Returns the sizes of a placeholder as text where it names some; "?" for those unknown."""
+    if DIMS_ATTR not in node.attr:
+        return None
+    return tuple(size.decode() for size in node.attr[DIMS_ATTR].list.s)
 
 
 def recorded_shape(node: graph_pb2.NodeDef, index: int) -> values.Shape | None:

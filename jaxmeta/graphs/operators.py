@@ -198,10 +198,6 @@ def _get_item(target: GraphBuilder, x: Tensor, index: Any) -> Tensor:
         bounds.append(_bounds(item, 1 << position, masks))
     if masks["ellipsis"] & (masks["ellipsis"] - 1):
         raise errors.GraphError(f"{x}: only one ellipsis may stand in an index")
-    if any(isinstance(value, (Tensor, Variable)) for triple in bounds for value in triple):
-        raise errors.GraphTypeError(
-            f"{x}: an index that is a tensor has no node here; use call(lambda x, i: x[i], x, i)"
-        )
     with target.name_scope(None, "strided_slice") as scope:
         parts = [
             elementary.add_constant(target, np.array(part, np.int32).reshape(-1), name=name)
@@ -229,15 +225,11 @@ def _bounds(item: Any, bit: int, masks: dict[str, int]) -> tuple[Any, Any, Any]:
         masks["end"] |= bit if item.stop is None else 0
         step = 1 if item.step is None else item.step
         return item.start or 0, item.stop or 0, step
-    if isinstance(item, bool) or not (
-        isinstance(item, (Tensor, Variable)) or hasattr(item, "__index__")
-    ):
+    if isinstance(item, bool) or not hasattr(item, "__index__"):
         raise errors.GraphTypeError(
             f"a tensor is indexed with integers, slices, None and ..., not with {item!r}"
         )
     masks["shrink_axis"] |= bit
-    if isinstance(item, (Tensor, Variable)):
-        return item, item, 1
     start = item.__index__()
     return start, start + 1, 1
 

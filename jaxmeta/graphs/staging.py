@@ -15,6 +15,8 @@ from jaxmeta.ops import _definition
 # Primitives that call a function of the user's: its name tells more than theirs.
 _CALLING_PRIMITIVES: Final = ("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat")
 
+# Attrs that do not change what a node gives.
+_SAYING_NOTHING: Final = frozenset((nodes.KEY_IMPL_ATTR, "_output_shapes", "_class"))
 _NAME_ATTR: Final = "_jax_name"  # of the user's function, whatever the function here is called
 
 
@@ -98,7 +100,7 @@ class NodeIndex:
         attrs = tuple(
             (name, node.attr[name].SerializeToString(deterministic=True))
             for name in sorted(node.attr)
-            if name != nodes.KEY_IMPL_ATTR
+            if name not in _SAYING_NOTHING
             and not _is_rule(name, node.attr[name])
             and not _is_default(op_def, name, node.attr[name])
         )
@@ -142,6 +144,8 @@ def inline(
     live = staged.live_nodes(outputs)
     result = outputs[0].ref.split(":", 1)[0] if result_name and len(outputs) == 1 else ""
     for node in live:
+        if node.name == result and node.op in staged.library:
+            result = ""  # TensorFlow inlines a call below its name, where the scope's nodes are
         inputs = [refs[ref] for ref in node.input]
         name = known.find(node, inputs) if known is not None else None
         if name is None:
@@ -181,8 +185,7 @@ def _output_refs(
 
 def _record(target: GraphBuilder, name: str, edge: Edge) -> None:
     if edge.shape is not None:
-        sizes = tuple(size if isinstance(size, int) else None for size in edge.shape)
-        target.record_shape(name if ":" in name else f"{name}:0", sizes)
+        target.record_shape(name if ":" in name else f"{name}:0", edge.shape)
 
 
 # --- the functions that the nodes call ---------------------------------------------------------

@@ -14,12 +14,11 @@ from jaxmeta import errors, naming, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import building, function_library, graph, renaming
 from jaxmeta.graphs.graph import Operation, Tensor
-from jaxmeta.meta_graphs import graph_def_checks, input_maps
+from jaxmeta.meta_graphs import graph_def_checks, input_maps, output_shapes
 from jaxmeta.meta_graphs.input_maps import InputMap
 from jaxmeta.pausing import paused_gc
 
 _DEFAULT_SCOPE: Final = "import"
-_SHAPES_ATTR: Final = "_output_shapes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,6 +173,13 @@ def add_graph_def(
         functions = {**target.functions, **{f.signature.name: f for f in library.function}}
         numbers = {key: tensor.number for key, tensor in mapping.tensors.items()}
         graph_def_checks.NodeChecks(source, by_name, functions, numbers).run()
+    refined = output_shapes.check_output_shapes(
+        source,
+        by_name,
+        graph_def.versions.producer,
+        mapping.tensors,
+        scope,
+    )
     function_names = _add_functions(library, target)
     rename = renaming.Renaming(scope, _unique_names(by_name, scope, target.nodes))
     added: Mapping[str, graph_pb2.NodeDef] = by_name
@@ -182,6 +188,8 @@ def add_graph_def(
         added = editor.edit(by_name)
     renamed = added if rename.is_identity else {node.name: node for node in added.values()}
     target.add_node_defs(renamed)
+    for name, shape in refined.items():
+        target.record_shape(rename(name), shape)
     _merge_versions(target, graph_def.versions)
     return Imported(rename, added, function_names)
 
@@ -276,6 +284,13 @@ def _add_functions(
         )
         if renamed_gradient not in target.gradients:
             target.gradients.append(renamed_gradient)
+    for registered in library.registered_gradients:
+        renamed_rule = graph_pb2.RegisteredGradient(
+            gradient_func=names.get(registered.gradient_func, registered.gradient_func),
+            registered_op_type=registered.registered_op_type,
+        )
+        if renamed_rule not in target.registered_gradients:
+            target.registered_gradients.append(renamed_rule)
     return names
 
 
@@ -328,8 +343,8 @@ class _NodeEditor:
             function_library.rename_functions_of(edited, self._functions)
         if self._clear_devices:
             edited.device = ""
-        if is_reshaped and _SHAPES_ATTR in edited.attr:
-            del edited.attr[_SHAPES_ATTR]
+        if is_reshaped and output_shapes.ATTR in edited.attr:
+            del edited.attr[output_shapes.ATTR]
         return edited
 
     def _inputs(self, node: graph_pb2.NodeDef) -> list[str]:
@@ -391,9 +406,9 @@ class _NodeEditor:
 def _recorded_shape(key: str, by_name: Mapping[str, graph_pb2.NodeDef]) -> values.Shape | None:
     name, _, index = key.partition(":")
     node = by_name.get(name)
-    if node is None or _SHAPES_ATTR not in node.attr:
+    if node is None or output_shapes.ATTR not in node.attr:
         return None
-    shapes = node.attr[_SHAPES_ATTR].list.shape
+    shapes = node.attr[output_shapes.ATTR].list.shape
     return values.shape_from_proto(shapes[int(index)]) if int(index) < len(shapes) else None
 
 

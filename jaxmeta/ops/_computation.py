@@ -72,8 +72,10 @@ def batched(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 
 def run_jaxpr(jaxpr: Any, *arguments: Any) -> list[Any]:
-    """Runs an open jaxpr without constants; `batched` makes it one of arrays."""
-    env = dict(zip(jaxpr.invars, arguments, strict=True))
+    """Runs a closed jaxpr, or an open one without constants; `batched` makes it one of arrays."""
+    constants, jaxpr = jaxprs.jaxpr_constants(jaxpr), jaxprs.open_jaxpr(jaxpr)
+    env = dict(zip(jaxpr.constvars, constants, strict=True))
+    env.update(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Any:
         value = jaxprs.literal_value(atom)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import jax
@@ -104,6 +104,23 @@ class LoweringContext(Protocol):
         each other as attrs are more than TensorFlow's SavedModel loader takes.
         """
 
+    def separate_functions(
+        self, key: tuple[str, Any], jaxprs: Mapping[str, Any], *, most_nested: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the functions of jaxprs that have symbolic dimensions of their own.
+
+        One that uses a primitive without a node form is left out.
+
+        Args:
+            key: what tells them apart; within themselves they are plain strings. The second item
+                is the same for all that come of one another.
+            jaxprs: closed ones by wanted name.
+            most_nested: how many of one kin are built within one another.
+
+        Returns:
+            The functions by wanted name, and why others were left out.
+        """
+
     def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
         """Adds a call of a library function that stands for a primitive."""
 
@@ -153,6 +170,7 @@ class Kernel:
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
+        makes_variable: whether the node is a variable, which may hold strings.
     """
 
     run: Callable[..., Any]
@@ -169,6 +187,7 @@ class Kernel:
     takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
+    makes_variable: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -299,6 +318,7 @@ def kernel(
     gives_sizes: bool = False,
     needs_values: bool = False,
     is_dataflow: bool = False,
+    makes_variable: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -313,6 +333,7 @@ def kernel(
         gives_sizes: see `Kernel`.
         needs_values: see `Kernel`.
         is_dataflow: see `Kernel`.
+        makes_variable: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -329,6 +350,7 @@ def kernel(
                 gives_sizes=gives_sizes,
                 needs_values=needs_values,
                 is_dataflow=is_dataflow,
+                makes_variable=makes_variable,
             )
         return fn
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxmeta import dtypes
 from jaxmeta.graphs.nodes import Edge
@@ -21,6 +23,19 @@ def ints(values: Any) -> tuple[int, ...]:
     Symbolic dimensions stay what they are.
     """
     return tuple(map(dimensions.plain, np.ravel(values).tolist()))
+
+
+def scalar(value: Any) -> Any:
+    """Returns the plain int of a static input with one element; a symbolic dimension as it is."""
+    (only,) = ints(value)
+    return only
+
+
+def count_as(count: Any, dtype: Any) -> Any:
+    """Returns a number of elements as an array that computations take, also a symbolic one."""
+    if dimensions.is_symbolic(count):
+        return lax.convert_element_type(jnp.asarray(count), dtype)
+    return np.asarray(count, dtype)
 
 
 def is_complex(edge: Edge) -> bool:

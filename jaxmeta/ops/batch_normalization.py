@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._operands import count_as
+from jaxmeta.tracing import dimensions
 
 
 def _axes(x: Any, data_format: bytes) -> tuple[list[int], tuple[int, ...]]:
@@ -36,11 +38,11 @@ def _normalize(
         kept_mean, kept_variance = mean, variance
         new_mean, new_variance = mean, variance
     else:
-        count = max(x.size // max(scale.shape[0], 1), 1)
+        count = dimensions.maximum(x.size // max(scale.shape[0], 1), 1)
         kept_mean = jnp.mean(wide, axes)
         kept_variance = jnp.mean(lax.square(wide - jnp.reshape(kept_mean, shape)), axes)
         new_mean = kept_mean
-        new_variance = kept_variance * np.asarray(count / max(count - 1, 1), scale.dtype)
+        new_variance = kept_variance * _over_one_less(count, scale.dtype)
         if exponential_avg_factor != 1.0:
             share = np.asarray(exponential_avg_factor, scale.dtype)
             new_mean = (1 - share) * mean + share * new_mean
@@ -49,6 +51,14 @@ def _normalize(
     centered = wide - jnp.reshape(kept_mean, shape)
     y = centered * jnp.reshape(factor, shape) + jnp.reshape(offset, shape)
     return [lax.convert_element_type(y, x.dtype), new_mean, new_variance, kept_mean, kept_variance]
+
+
+def _over_one_less(count: Any, dtype: Any) -> Any:
+    """Returns ``count / (count - 1)``, which makes a variance that of the whole population."""
+    less = dimensions.maximum(count - 1, 1)
+    if dimensions.is_symbolic(count):
+        return count_as(count, dtype) / count_as(less, dtype)
+    return np.asarray(count / less, dtype)
 
 
 @kernel("FusedBatchNorm", "FusedBatchNormV2")
@@ -123,7 +133,7 @@ def _gradients(
     scale_backprop = jnp.sum(dy * normal, axes)
     dx = dy
     if is_training:
-        count = np.asarray(max(x.size // max(scale.shape[0], 1), 1), dtype)
+        count = count_as(dimensions.maximum(x.size // max(scale.shape[0], 1), 1), dtype)
         dx = dy - jnp.reshape(offset_backprop / count, shape)
         dx = dx - normal * jnp.reshape(scale_backprop / count, shape)
     dx = dx * jnp.reshape(scale * inverse, shape)

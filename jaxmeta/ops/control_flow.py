@@ -114,7 +114,7 @@ def stateless_while(
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
-    if not all(map(_is_array, input)) or _changes_shapes(body, input):
+    if _is_on_host(cond, body) or not all(map(_is_array, input)) or _changes_shapes(body, input):
         return _run_while(None, cond, body, input)
     split = _jax_cond_nconsts
     num_consts = split + _jax_body_nconsts
@@ -303,6 +303,11 @@ def _changes_shapes(body: Any, operands: Sequence[Any]) -> bool:
     return [np.shape(x) for x in operands] != [x.shape for x in jax.tree.leaves(results)]
 
 
+def _is_on_host(*functions: Any) -> bool:
+    """Returns whether functions work on strings, tables or files, so that nothing is traced."""
+    return any(function.is_on_host for function in functions)
+
+
 def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
     """Runs a loop that fills lists, whose lengths only values say."""
     results = list(operands)
@@ -312,6 +317,8 @@ def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) ->
 
 
 def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
+    if _is_on_host(cond, body):
+        return _run_on_values(state, cond, body, operands)
     if any(isinstance(operand, TensorList) for operand in operands) or _changes_shapes(
         functools.partial(body, state=_fork(state)), operands
     ):

@@ -14,7 +14,8 @@ from jaxmeta import dtypes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing.sizes import as_array
 
 
 @kernel("Fill", static=("dims",))
@@ -59,8 +60,11 @@ def _iota_of_ranges(dtype: Any, sizes: tuple[int, ...], dimension: int) -> Any:
 def range_kernel(
     start: np.ndarray[Any, Any], limit: np.ndarray[Any, Any], delta: np.ndarray[Any, Any]
 ) -> Any:
-    if limit.dtype == object:  # a symbolic dimension
-        return lax.iota(start.dtype, limit.item())
+    first, last, step = start.item(), limit.item(), delta.item()
+    if dimensions.is_symbolic([first, last]):
+        size = (last - first + step - (1 if step > 0 else -1)) // step
+        counts = lax.iota(np.int32 if start.dtype == object else start.dtype, size)
+        return counts if (first, step) == (0, 1) else as_array(start) + counts * step
     if start == 0 and delta == 1 and limit == np.floor(limit):
         return lax.iota(start.dtype, max(int(limit), 0))
     size = max(int(np.ceil((limit - start) / delta)), 0)

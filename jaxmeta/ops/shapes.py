@@ -8,14 +8,14 @@ takes a shape gets the very sizes that the original program had.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dtypes
+from jaxmeta import dtypes, errors
 from jaxmeta.graphs.nodes import Edge
-from jaxmeta.ops._definition import LoweringContext, kernel, lowering, on_host
+from jaxmeta.ops._definition import LoweringContext, kernel, lowering, on_host, restores
 from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import ints
 from jaxmeta.tracing import dimensions
@@ -56,6 +56,22 @@ def size(input: Any, *, out_type: int) -> Any:
 @kernel("Rank", gives_sizes=True)
 def rank(input: Any) -> Any:
     return np.asarray(np.ndim(input), np.int32)
+
+
+SAME_SIZE: Final = "same_size"
+"""What a Reshape carries as its primitive that only checks that a tensor has the sizes given."""
+
+
+@restores(SAME_SIZE, static=("shape",))
+def check_same_size(tensor: Any, shape: Any) -> Any:
+    wanted = ints(shape)
+    if tuple(tensor.shape) == wanted:
+        return tensor
+    found, other = (f"({', '.join(map(str, sizes))})" for sizes in (tensor.shape, wanted))
+    raise errors.InvalidArgumentError(
+        f"a function was built for tensors of which some sizes are the same, but they differ: "
+        f"found {found}, expected {other}; feed tensors of the same size"
+    )
 
 
 # --- arithmetic on the host --------------------------------------------------------------------

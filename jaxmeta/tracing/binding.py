@@ -18,6 +18,7 @@ from jaxmeta.tracing.jaxprs import (
     SCAN_LAYOUT_PARAMS,
     abstract,
     abstract_slice,
+    jaxpr_constants,
     make_jaxpr,
     open_jaxpr,
     subjaxprs,
@@ -208,6 +209,35 @@ def _linear_solve() -> tuple[Any, type]:
         jax.ShapeDtypeStruct((), np.float32),
     )
     return primitive, type(params["jaxprs"])
+
+
+def bind_select_and_scatter(
+    operand: Any,
+    source: Any,
+    init_value: Any,
+    select: Callable[..., Sequence[Any]],
+    scatter: Callable[..., Sequence[Any]],
+    **geometry: Any,
+) -> Any:
+    """Binds ``select_and_scatter``, which has no public function.
+
+    Args:
+        operand: what windows move over.
+        source: what is scattered.
+        init_value: where scattering starts from.
+        select: says of two elements whether the first is chosen.
+        scatter: combines an element with one of the source.
+        **geometry: ``window_dimensions``, ``window_strides`` and ``padding``.
+    """
+    scalar = jax.ShapeDtypeStruct((), operand.dtype)
+    params: dict[str, Any] = {}
+    for name, fn in (("select", select), ("scatter", scatter)):
+        jaxpr = make_jaxpr(fn, [scalar, scalar])
+        params[f"{name}_jaxpr"] = open_jaxpr(jaxpr)
+        params[f"{name}_consts"] = tuple(jaxpr_constants(jaxpr))
+    return jax_core.primitives.select_and_scatter_p.bind(
+        operand, source, init_value, **params, **geometry
+    )
 
 
 def bind_closed_call(fn: Callable[..., Any], operands: Sequence[Any]) -> list[Any]:

@@ -51,6 +51,10 @@ class DimensionNodes:
         """Returns the size of a dimension, an int32 scalar."""
         return self._edge(Expression("name", name))
 
+    def vector(self, sizes: Sequence[str]) -> Edge:
+        """Returns the vector of sizes that are given as text."""
+        return self._node("Pack", [self._edge(dimensions.parse(size)) for size in sizes])
+
     def array(self, sizes: Any, dtype: Any = None) -> Edge:
         """Returns the array of sizes, of which some are symbolic; int32 unless said otherwise."""
         whole = np.asarray(sizes, dtype=object)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -140,6 +141,11 @@ def names(expression: Expression) -> Iterator[str]:
         yield from names(operand)
 
 
+def renamed(text: str, same: Mapping[str, str | int]) -> str:
+    """Returns an expression with other names, or numbers, in the place of some."""
+    return re.sub(r"[A-Za-z_]\w*", lambda match: str(same.get(match[0], match[0])), text)
+
+
 def names_of(sizes: Iterable[Size]) -> tuple[str, ...]:
     """Returns the names in sizes, sorted."""
     found = {n for size in sizes if is_symbolic(size) for n in names(parse(str(size)))}
@@ -224,6 +230,21 @@ def sources(shapes: Sequence[Sequence[str]]) -> list[Source]:
     Raises:
         GraphError: some names stand in no axis from which they follow; all are listed.
     """
+    found, missing = _solve_for_names(shapes)
+    if missing:
+        headline = "the sizes of these dimensions do not follow from the shapes of the arguments:"
+        advice = "Let each dimension stand alone, or times a number, in some argument's shape."
+        raise errors.GraphError(errors.list_offenders(headline, missing, advice))
+    return found
+
+
+def unsolved(shapes: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the names in shapes whose sizes do not follow from these, sorted."""
+    return _solve_for_names(shapes)[1]
+
+
+def _solve_for_names(shapes: Sequence[Sequence[str]]) -> tuple[list[Source], list[str]]:
+    """Returns how each name is found, and the names that are not."""
     axes = [
         (array, axis, parse(text))
         for array, shape in enumerate(shapes)
@@ -245,11 +266,24 @@ def sources(shapes: Sequence[Sequence[str]]) -> list[Source]:
                 (name,) = unknown
                 found[name] = Source(name, array, axis, *linear)
                 progress = True
-    if missing := sorted(wanted - found.keys()):
-        headline = "the sizes of these dimensions do not follow from the shapes of the arguments:"
-        advice = "Let each dimension stand alone, or times a number, in some argument's shape."
-        raise errors.GraphError(errors.list_offenders(headline, missing, advice))
-    return list(found.values())
+    return list(found.values()), sorted(wanted - found.keys())
+
+
+def solve_for_one(text: str, size: int) -> tuple[str, int] | None:
+    """Returns the only name in an expression and its size, given that of the whole, or None."""
+    try:
+        expression = parse(text)
+    except errors.FormatError:
+        return None
+    found = set(names(expression))
+    if len(found) != 1:
+        return None
+    (name,) = found
+    linear = _linear(expression, name)
+    if linear is None or not linear[0]:
+        return None
+    solved, rest = divmod(size - evaluate(linear[1], {}), linear[0])
+    return (name, solved) if not rest and solved >= 0 else None
 
 
 def _linear(expression: Expression, name: str) -> tuple[int, Expression] | None:
@@ -341,12 +375,25 @@ def is_fulfilled(constraint: str, sizes: Mapping[str, Size]) -> bool:
     Raises:
         FormatError: it is not a comparison of two expressions.
     """
+    compare, sides = _comparison(constraint)
+    left, right = (evaluate(side, sizes) for side in sides)
+    return holds(lambda: compare(left, right), otherwise=True)
+
+
+def names_in_constraint(constraint: str) -> set[str]:
+    """Returns the names of the dimensions that a constraint is about.
+
+    Raises:
+        FormatError: it is not a comparison of two expressions.
+    """
+    _, sides = _comparison(constraint)
+    return {name for side in sides for name in names(side)}
+
+
+def _comparison(constraint: str) -> tuple[Callable[[Size, Size], Any], list[Expression]]:
     node = _syntax(constraint)
     compare = _COMPARISONS.get(type(node.ops[0])) if isinstance(node, ast.Compare) else None
     if compare is None or not isinstance(node, ast.Compare) or len(node.ops) != 1:
         raise errors.FormatError(f"{constraint!r} is not a constraint on dimensions")
-    left, right = (
-        evaluate(_from_syntax(part, constraint, 0), sizes)
-        for part in (node.left, node.comparators[0])
-    )
-    return holds(lambda: compare(left, right), otherwise=True)
+    sides = (node.left, node.comparators[0])
+    return compare, [_from_syntax(side, constraint, 0) for side in sides]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, shardings, specs, tree_keys, trees, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.graphs import graph, nodes
+from jaxmeta.graphs import graph, nodes, shape_inference
 from jaxmeta.graphs.graph import Signature, Tensor, Variable
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition
@@ -34,7 +34,9 @@ class SignatureNodes:
         name: str,
         flat: Sequence[tuple[str, Any]],
         carries: Sequence[str] = (),
+        shapes: Shapes | None = None,
     ) -> None:
+        self._shapes = shapes or {}
         self._graph = target
         self._name = name
         self._flat = flat
@@ -101,7 +103,7 @@ class SignatureNodes:
         if isinstance(leaf, Tensor):
             self._tensors.append(leaf.name)
             ref = f"{leaf.node_name}:{leaf.index}" if leaf.index else leaf.node_name
-            return Edge(ref, leaf.number, leaf.shape)
+            return Edge(ref, leaf.number, self._shapes.get(leaf) or leaf.shape)
         impl, aval = specs.physical(leaf)
         edge = self._placeholder(name, impl, aval, shardings.of_array(leaf))
         self._tensors.append(f"{edge.ref}:0")
@@ -149,7 +151,7 @@ class SignatureNodes:
         ins, outs = (tuple(map(shardings.to_recorded, side)) for side in jit_shardings)
         names = iter(self._tensors)
         by_leaf = trees.describe(
-            jax.tree.map(leaf_spec, arguments, is_leaf=is_handle),
+            jax.tree.map(lambda leaf: leaf_spec(leaf, self._shapes), arguments, is_leaf=is_handle),
             lambda _, leaf: specs.physical_leaf(next(names), leaf),
         )
         results = iter(range(len(outputs)))
@@ -206,8 +208,9 @@ def sizes_as_text(node: graph_pb2.NodeDef, leaf: trees.Leaf | None = None) -> tu
         node: the placeholder, or another node.
         leaf: the record of its tensor, which has the shape where the node has none.
     """
-    if nodes.DIMS_ATTR in node.attr:
-        return tuple(size.decode() for size in node.attr[nodes.DIMS_ATTR].list.s)
+    named = nodes.recorded_dims(node)
+    if named is not None and nodes.UNKNOWN_DIM not in named:
+        return named
     shape = leaf.shape if leaf is not None else None
     if shape is None and "shape" in node.attr:
         shape = values.shape_from_proto(node.attr["shape"].shape)
@@ -304,7 +307,7 @@ def signature_attrs(signature: Signature) -> Mapping[str, Any]:
     if signature.result_key_impls:
         attrs["_jax_result_key_impls"] = signature.result_key_impls
     if signature.constraints:
-        attrs["_jax_dim_constraints"] = signature.constraints
+        attrs[nodes.CONSTRAINTS_ATTR] = signature.constraints
     attrs.update(shardings.signature_to_attrs(signature.in_shardings, signature.out_shardings))
     return attrs
 
@@ -314,7 +317,11 @@ def is_handle(value: Any) -> bool:
     return isinstance(value, (Variable, Tensor))
 
 
-def leaf_spec(leaf: Any) -> Any:
+Shapes: TypeAlias = Mapping[Tensor, tuple[Any, ...]]
+"""The shapes of tensors of which some sizes are symbolic."""
+
+
+def leaf_spec(leaf: Any, shapes: Shapes) -> Any:
     """Returns what a function is traced with for a leaf of a signature's arguments."""
     if isinstance(leaf, Variable):
         spec = specs.logical_spec(leaf.shape, leaf.dtype, leaf.key_impl)
@@ -325,31 +332,56 @@ def leaf_spec(leaf: Any) -> Any:
         )
     if isinstance(leaf, Tensor):
         impl = leaf.op.node_def.attr[nodes.KEY_IMPL_ATTR].s.decode()
-        return specs.logical_spec(leaf.shape or (), leaf.dtype, impl)
+        return specs.logical_spec(shapes.get(leaf) or leaf.shape or (), leaf.dtype, impl)
     return leaf
 
 
-def symbolize(arguments: Any) -> Any:
-    """Returns arguments in which each size that is a string is a symbolic dimension.
+def symbolize(arguments: Any) -> tuple[Any, Shapes]:
+    """Returns arguments in which each size that is a string, or None, is a symbolic dimension.
+
+    Also returned are the shapes of the tensors among them of which some sizes are not known.
 
     Raises:
-        GraphError: a string is no expression of dimensions.
+        GraphError: a string is no expression of dimensions, or a tensor's rank is not known.
     """
     leaves, treedef = jax.tree.flatten(arguments, is_leaf=is_handle)
     places = [i for i, leaf in enumerate(leaves) if _has_names(leaf)]
-    if not places:
-        return arguments
-    symbolic = [leaf.shape for leaf in leaves if not is_handle(leaf) and hasattr(leaf, "shape")]
-    shapes = iter(dimensions.symbolize([*(leaves[i].shape for i in places), *symbolic]))
-    for place, shape in zip(places, shapes, strict=False):
+    tensors = {
+        leaf: _sizes_of_tensor(leaf)
+        for leaf in leaves
+        if isinstance(leaf, Tensor) and (leaf.shape is None or None in leaf.shape)
+    }
+    if not places and not tensors:
+        return arguments, {}
+    named = [_without_none(leaves[i].shape, i) for i in places]
+    known = [leaf.shape for leaf in leaves if not is_handle(leaf) and hasattr(leaf, "shape")]
+    symbolic = [shape for shape in known if None not in shape]
+    made = dimensions.symbolize([*named, *tensors.values(), *symbolic])
+    for place, shape in zip(places, made, strict=False):
         leaf = leaves[place]
         is_weak = jaxprs.is_weak(leaf)
         leaves[place] = jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=is_weak)
-    return jax.tree.unflatten(treedef, leaves)
+    shapes = dict(zip(tensors, made[len(places) :], strict=False))
+    return jax.tree.unflatten(treedef, leaves), shapes
 
 
 def _has_names(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct) and any(isinstance(s, str) for s in leaf.shape)
+    is_spec = isinstance(leaf, jax.ShapeDtypeStruct)
+    return is_spec and any(isinstance(s, str) or s is None for s in leaf.shape)
+
+
+def _without_none(shape: Sequence[Any], place: int) -> list[Any]:
+    return [f"dim{i}_of_{place}" if size is None else size for i, size in enumerate(shape)]
+
+
+def _sizes_of_tensor(tensor: Tensor) -> list[Any]:
+    sizes = shape_inference.sizes_of(tensor.graph, tensor.name)
+    if sizes is None:
+        raise errors.GraphError(
+            f"the rank of {tensor} is not known: say what is with set_shape, as in "
+            "x.set_shape([None, 784])"
+        )
+    return [int(size) if size.isdecimal() else size for size in sizes]
 
 
 def explain_symbolic_failure(error: Exception, name: str, leaf_specs: Any) -> None:
