@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import pathlib
+import statistics
 import tempfile
 from typing import Any
 
@@ -86,7 +87,7 @@ def save_with_orbax(megabytes: int, folder: str) -> Result:
     state = _new_state(megabytes)
     peak = _Peak()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(f"{folder}/plain", state)
+        checkpointer.save(f"{folder}/plain", state, force=True)
     return peak.result(megabytes * _MEGABYTE)
 
 
@@ -150,10 +151,10 @@ def load_with_orbax(megabytes: int, folder: str) -> Result:
 _fresh = functools.partial(timing.fresh, __file__)
 
 
-def measure(megabytes: int, folder: str) -> list[reporting.Row]:
-    """Returns a row for each way."""
+def measure(megabytes: int, rounds: int, folder: str) -> list[reporting.Row]:
+    """Returns a row for each way, with medians."""
     bundle = f"{folder}/bundle"
-    os.mkdir(bundle)
+    os.makedirs(bundle, exist_ok=True)
     run = functools.partial(_fresh, megabytes=megabytes)
     ways = {
         "save, Orbax directory": lambda: run(
@@ -172,7 +173,12 @@ def measure(megabytes: int, folder: str) -> list[reporting.Row]:
         "load, plain Orbax": lambda: run("load_with_orbax", folder=folder),
         "load, closed-over arrays": lambda: run("load_program", path=f"{folder}/constants"),
     }
-    return [{"way": name, "added / raw": way()["ratio"]} for name, way in ways.items()]
+    rows = []
+    for name, way in ways.items():
+        ratios = [way()["ratio"] for _ in range(rounds)]
+        row = {"way": name, "added / raw": statistics.median(ratios)}
+        rows.append(row | {"lowest": min(ratios), "highest": max(ratios)})
+    return rows
 
 
 def _draw(figure: Any, rows: list[reporting.Row]) -> None:
@@ -186,15 +192,16 @@ def _draw(figure: Any, rows: list[reporting.Row]) -> None:
 def main() -> None:
     options = timing.arguments(__doc__)
     megabytes = 16 if options.quick else 1024 if options.full else 512
+    rounds = 1 if options.quick else 5
     report = reporting.Report("memory", "The memory that saving and loading take")
     report.note(
         f"{_ARRAYS} arrays of random float32, {megabytes} MB in all. `added / raw` is the peak of "
-        "the resident memory less what was resident before, over the bytes of the arrays. Arrays "
-        "on the CPU device that are saved were there before and are not counted; loading cannot be "
-        "below 1."
+        "the resident memory less what was resident before, over the bytes of the arrays: medians "
+        f"over {rounds} processes. Arrays on the CPU device that are saved were there before and "
+        "are not counted; loading cannot be below 1."
     )
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(megabytes, folder)
+        rows = measure(megabytes, rounds, folder)
     report.table("Ways", rows)
     found = {row["way"]: row["added / raw"] for row in rows}
     for kind in ("save", "load"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-_BATCH_BYTES: Final = 128 << 20
+# Two are at hand at a time. Their arrays are read by chunks of a mebibyte, so that there is work
+# for all cores.
+_BATCH_BYTES: Final = 64 << 20
 
 
 def in_batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
