@@ -97,7 +97,14 @@ example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32
 def lower_clamp(ctx: LoweringContext, low: Edge, x: Edge, high: Edge) -> list[Edge]:
     if takes("ClipByValue", x):
         return ctx.node("ClipByValue", x, low, high)
+    if x.number == BOOL:
+        return ctx.composite("clamp", _clamp_bools, low, x, high)
     return node_or_wider(ctx, "ClipByValue", lax.clamp, low, x, high)
+
+
+def _clamp_bools(*operands: jax.Array) -> jax.Array:
+    low, x, high = broadcast(*operands)
+    return lax.bitwise_and(lax.bitwise_or(low, x), high)
 
 
 @restores("clamp")
@@ -114,5 +121,6 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
 
 
 example(lambda x: lax.clamp(np.float32(-1), x, np.float32(1)), f32(3, 4))
+example(lambda x, y: lax.clamp(x, y, x | y), bools(3, 4), bools(3, 4), gradient=False)
 example(lambda x, y: lax.clamp(-abs(y), x, abs(y)), TINY, TINY, gradient=False)
 example(lambda x: lax.clamp(np.uint32(5), x, np.uint32(100)), u32(3, 4), gradient=False)
