@@ -44,8 +44,15 @@ def _trace(fn: Callable[..., Any], dtypes: tuple[np.dtype[Any], ...]) -> Any:
     return jaxprs.make_jaxpr(fn, scalars(*dtypes))
 
 
-def recognize(function: Callable[..., Any], dtype: Any) -> str:
-    """Returns which primitive a function of two scalars is, `SECOND`, or an empty string."""
+def recognize(function: Any, dtype: Any) -> str:
+    """Returns which primitive a library function of two scalars is; `SECOND`, or empty."""
+    found: str = function.derived(
+        ("recognized", np.dtype(dtype)), lambda: _recognize(function, dtype)
+    )
+    return found
+
+
+def _recognize(function: Callable[..., Any], dtype: Any) -> str:
     jaxpr = jaxprs.open_jaxpr(jaxprs.make_jaxpr(function, scalars(dtype, dtype)))
     arguments, results = list(jaxpr.invars), list(jaxpr.outvars)
     if len(results) != 1:

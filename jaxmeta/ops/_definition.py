@@ -19,6 +19,7 @@ kernel (node to public JAX) and its examples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
@@ -165,6 +166,7 @@ class Kernel:
             the handles that its variable's node gives, and are returned as these.
         needs_values: whether it cannot be traced, so that the whole plan runs op by op.
         is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        takes_functions: whether attrs of the op name functions.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
@@ -181,6 +183,7 @@ class Kernel:
     has_references: bool = False
     needs_values: bool = False
     is_dataflow: bool = False
+    takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
 
@@ -385,7 +388,7 @@ def restores(*primitives: str, static: Sequence[str] = ()) -> Callable[[_Functio
             if name in PRIMITIVE_KERNELS:
                 raise TypeError(f"primitive {name!r} is restored already")
             attrs, injected = _keyword_attrs(fn, JAX_ATTR_PREFIX)
-            arguments = list(inspect.signature(fn).parameters)
+            arguments = [parameter.name for parameter in _parameters(fn)]
             places = frozenset(map(arguments.index, static))
             PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, places, injected=injected)
         return fn
@@ -406,8 +409,14 @@ def example(
     EXAMPLES.append(Example(fn, specs, where, not_in_tensorflow, tolerance, gradient))
 
 
+@functools.cache
+def _parameters(fn: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Returns what a function takes; many are registered for several ops."""
+    return tuple(inspect.signature(fn).parameters.values())
+
+
 def _refuse_variadic_keywords(fn: Callable[..., Any]) -> None:
-    for parameter in inspect.signature(fn).parameters.values():
+    for parameter in _parameters(fn):
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{fn.__qualname__} takes **{parameter.name}: name each parameter")
 
@@ -419,7 +428,7 @@ def _keyword_attrs(
     _refuse_variadic_keywords(fn)
     keywords = [
         parameter
-        for parameter in inspect.signature(fn).parameters.values()
+        for parameter in _parameters(fn)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION, NODE_NAME))
@@ -443,15 +452,16 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
     inputs = [arg.name for arg in op_def.input_arg]
     if unknown := set(static) - set(inputs):
         raise TypeError(f"{fn.__qualname__}: op {op!r} has no inputs {unknown}, only {inputs}")
-    first = next(iter(inspect.signature(fn).parameters), "") if not is_plain else ""
+    is_stateful = not is_plain and [p.name for p in _parameters(fn)[:1]] == ["state"]
     return Kernel(
         fn,
         attrs,
         frozenset(inputs.index(name) for name in static),
-        is_stateful=first == "state",
+        is_stateful=is_stateful,
         is_host=is_host,
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
+        takes_functions=any("func" in attr.type for attr in op_def.attr),
     )
 
 

@@ -45,6 +45,8 @@ def cast(x: Any, *, DstT: int, _jax_weak_type: bool = False) -> Any:
     dtype = dtypes.dtype_from_number(DstT)
     if jnp.iscomplexobj(x) and dtype.kind == "b":
         return lax.convert_element_type(x, dtype)  # the primitive would drop the imaginary part
+    if dtype.kind in "iu" and not jaxprs.is_wide(x.dtype):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)  # int64 is int32 where 64 bits are off
     return jaxprs.cast(x, dtype, is_weak=_jax_weak_type)
 
 
@@ -83,7 +85,11 @@ def lower_bitcast_convert_type(ctx: LoweringContext, x: Edge, *, new_dtype: Any)
 
 @kernel("Bitcast")
 def bitcast(x: Any, *, type: int) -> Any:
-    return lax.bitcast_convert_type(x, dtypes.dtype_from_number(type))
+    # Random generators of TensorFlow have 64 bits, also where JAX has these switched off.
+    dtype = dtypes.dtype_from_number(type)
+    is_wide = jaxprs.is_wide(x.dtype) or jaxprs.is_wide(dtype)
+    with jax.enable_x64(is_wide or jaxprs.has_64_bit_types()):
+        return lax.bitcast_convert_type(x, dtype)
 
 
 @restores("bitcast_convert_type")

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
-from jaxmeta import dtypes
+from jaxmeta import dtypes, errors
 from jaxmeta.tracing import dimensions
 
 Jaxpr = Any
@@ -157,6 +157,11 @@ def has_64_bit_types() -> bool:
     return bool(config.jax_enable_x64)
 
 
+def is_wide(dtype: Any) -> bool:
+    """Returns whether JAX has a dtype only where 64-bit types are switched on."""
+    return str(dtype) in ("float64", "int64", "uint64", "complex128")
+
+
 def impl_name(impl: Any) -> str:
     """Returns the name of the PRNG implementation that a primitive's parameter holds."""
     return str(getattr(impl, "name", impl))
@@ -202,6 +207,11 @@ def name_stack(eqn: Eqn) -> str:
     return str(eqn.source_info.name_stack)
 
 
+def context_mesh(eqn: Eqn) -> Any:
+    """Returns the `AbstractMesh` in whose context the eqn was traced; an empty one where none."""
+    return eqn.ctx.cur_abstract_mesh
+
+
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """Returns how many constants and how many carries the operands of a scan begin with."""
     if "num_consts" in params:
@@ -218,8 +228,9 @@ SCAN_LAYOUT_PARAMS: Final = frozenset({"num_consts", "num_carry", "ft_in", "ft_o
 
 
 def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
-    """Returns the closed jaxpr of a function of arrays."""
-    return jax.make_jaxpr(fn)(*avals)
+    """Returns the closed jaxpr of a function of arrays, which may be of 64 bits in any case."""
+    with jax.enable_x64(has_64_bit_types() or any(is_wide(aval.dtype) for aval in avals)):
+        return jax.make_jaxpr(fn)(*avals)
 
 
 def is_refusal_to_differentiate(error: BaseException) -> bool:
@@ -357,16 +368,31 @@ def has_explicit_sharding(eqn: Eqn) -> bool:
     )
 
 
+def argument_names(jaxpr: Jaxpr) -> list[str]:
+    """Returns what a jaxpr's arguments were in the traced function: ``state['w']``."""
+    return [str(name) for name in open_jaxpr(jaxpr).debug_info.arg_names or ()]
+
+
 def jit_shardings(
     jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], list[Any]]:
     """Returns the shardings that a jitted function was given, for each array in and out.
 
     What was left to the compiler is None.
+
+    Raises:
+        GraphError: it has options for the compiler, which are no part of a program.
     """
-    eqns = [
-        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
-    ]
+    try:
+        outer = jax.make_jaxpr(jitted)(*args, **kwargs)
+    except ValueError as error:
+        if "`compiler_options`" not in str(error):
+            raise
+        raise errors.GraphError(
+            "the function is under jax.jit with compiler_options, which have no place in a file; "
+            "leave them out here, and give them to jax.jit(run[name], compiler_options=...) later"
+        ) from None
+    eqns = [eqn for eqn in outer.eqns if "out_shardings" in eqn.params]
     if len(eqns) != 1:  # it was inlined, and had none
         return [], []
     params = eqns[0].params

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
+import jax
+
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import graph
@@ -39,6 +41,8 @@ class Tracing:
     """The functions that take the sizes of all of them."""
     is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
     carries: tuple[str, ...] = ()
+    mesh: Any = dataclasses.field(default_factory=jax.sharding.get_abstract_mesh)
+    """In whose context the entry point is traced."""
 
     @classmethod
     def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:

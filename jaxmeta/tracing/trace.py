@@ -14,7 +14,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, values
+from jaxmeta import dtypes, errors, naming, shardings, values
 from jaxmeta.graphs import nodes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
@@ -138,6 +138,7 @@ class Lowerer:
         self._constants: dict[Any, Edge] = {}
         self._sizes = dimension_nodes.DimensionNodes(container, self.constant)
         self._scope = ""
+        self._context: dict[str, Any] = {}
         self.eqn: jaxprs.Eqn = None
         self.jaxpr: jaxprs.Jaxpr = None
 
@@ -186,6 +187,7 @@ class Lowerer:
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
+            self._context = shardings.context_to_attrs(jaxprs.context_mesh(eqn), self._tracing.mesh)
             keeps_weak = _depends_on_weakness(eqn)
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
@@ -262,7 +264,7 @@ class Lowerer:
             attrs[dimension_nodes.DIMENSIONS_ATTR] = names
         base = name or op
         full_name = f"{self._scope}/{base}" if self._scope else base
-        return self._container.add_node(op, inputs, attrs, full_name)
+        return self._container.add_node(op, inputs, {**attrs, **self._context}, full_name)
 
     def constant(self, value: Any, dtype: Any = None, *, is_weak: bool = False) -> Edge:
         """See `LoweringContext`."""
