@@ -42,8 +42,18 @@ _EXPORTED: Final = (
 )
 _SINK: Final = "it only keeps a value from being optimized away; return the value"
 
+_HINT: Final = (
+    "it tells the compiler where or how to compute, which no graph records; drop it from the "
+    "function that is saved, and wrap what was loaded in it"
+)
+_CHECKIFY: Final = "its errors are effects; trace what jax.experimental.checkify.checkify returns"
+_TENSORFLOW: Final = "it calls TensorFlow; put the function's graph beside, by import_graph_def"
+_OPTIMIZED_REMAT: Final = (
+    "it stands for a custom derivative with optimize_remat=True; leave that option out"
+)
+
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    _HOST_CODE: ("pure_callback", "io_callback"),
+    _HOST_CODE: ("pure_callback", "io_callback", "buffer_callback"),
     _DEBUGGING: ("debug_callback", "debug_print", "inspect_sharding"),
     _CUSTOM_KERNEL: (
         "pallas_call",
@@ -55,6 +65,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "ffi_call",
         "custom_partitioning",
         "cudnn_fusion",
+        "custom_fusion",
         "dot_product_attention_fwd_wrapper",
         "dot_product_attention_bwd_wrapper",
         "dot_product_attention_fp8_fwd_wrapper",
@@ -75,7 +86,41 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "run_state",
     ),
     _TRANSIENT: ("custom_lin",),
-    _SPARSE: ("bcoo_dot_general", "bcoo_fromdense"),
+    _SPARSE: (
+        "bcoo_dot_general",
+        "bcoo_fromdense",
+        "bcoo_dot_general_sampled",
+        "bcoo_extract",
+        "bcoo_sort_indices",
+        "bcoo_spdot_general",
+        "bcoo_sum_duplicates",
+        "bcoo_todense",
+        "bcoo_transpose",
+        "bcsr_dot_general",
+        "bcsr_extract",
+        "bcsr_fromdense",
+        "bcsr_todense",
+        "coo_fromdense",
+        "coo_matmat",
+        "coo_matvec",
+        "coo_todense",
+        "csr_fromdense",
+        "csr_matmat",
+        "csr_matvec",
+        "csr_todense",
+        "spsolve",
+        "todense",
+    ),
+    _HINT: (
+        "compute_on",
+        "layout_constraint",
+        "shard_alike",
+        "xla_metadata_call",
+        "xla_metadata_value",
+    ),
+    _CHECKIFY: ("check",),
+    _TENSORFLOW: ("call_tf",),
+    _OPTIMIZED_REMAT: ("remat_opt",),
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
     _COLLECTIVE: (
@@ -83,6 +128,27 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "psend",
         "precv",
         "all_gather_reduced",
+        "all_gather_done",
+        "all_gather_reduced_start",
+        "all_gather_start",
+        "all_to_all_done",
+        "all_to_all_start",
+        "pbroadcast_done",
+        "pbroadcast_start",
+        "ppermute_done",
+        "ppermute_start",
+        "preduced",
+        "psum_done",
+        "psum_invariant_start",
+        "psum_start",
+        "reduce_scatter_done",
+        "reduce_scatter_start",
+        "unreduced_psum_start",
+        "unreduced_reduce_scatter",
+        "unreduced_reduce_scatter_start",
+        "unreduced_pmax",
+        "unreduced_pmin",
+        "vary_unreduced_cast",
     ),
     _EQUINOX: (
         "nonbatchable",

@@ -156,7 +156,7 @@ def binary(
     def lower(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
         if takes(op, x) and x.number == y.number:
             return ctx.node(op, x, y)
-        if widens and (otherwise is None or x.number in _TINY_NUMBERS):
+        if widens and is_narrow(x):
             return node_or_wider(ctx, op, fn, x, y)
         if otherwise is None:
             raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")

@@ -107,7 +107,9 @@ binary(
     INTS,
     (bools(3), bools(3)),
     (_COMPLEX, _COMPLEX),
+    (TINY, TINY),
     otherwise=_extreme(lax.gt, lax.bitwise_or),
+    widens=True,
 )
 binary(
     "Minimum",
@@ -117,7 +119,9 @@ binary(
     INTS,
     (bools(3), bools(3)),
     (_COMPLEX, _COMPLEX),
+    (TINY, TINY),
     otherwise=_extreme(lax.lt, lax.bitwise_and),
+    widens=True,
 )
 
 
@@ -148,7 +152,7 @@ def _next_after(x: Any, y: Any) -> Any:
     return lax.select(is_nan, lax.add(x, y), neighbour)
 
 
-binary("Atan2", "atan2", lax.atan2, PAIR, otherwise=_complex_atan2)
+binary("Atan2", "atan2", lax.atan2, PAIR, otherwise=_complex_atan2, widens=True)
 example(lambda x, y: lax.atan2(x, y), _COMPLEX, _COMPLEX, gradient=False, tolerance=1e-4)
 binary("NextAfter", "nextafter", lax.nextafter, PAIR, gradient=False, otherwise=_next_after)
 example(lambda x, y: lax.nextafter(x, y), _HALF, _HALF, gradient=False)

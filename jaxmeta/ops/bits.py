@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
+    Spec,
     bools,
     example,
     i32,
@@ -56,7 +58,29 @@ example(lambda x, y: lax.bitwise_xor(x, y), u32(5), u32(5), gradient=False)
 example(lambda x: lax.bitwise_not(x), bools(5), gradient=False)
 example(lambda x: lax.bitwise_not(x), i32(5), gradient=False)
 
-binary("LeftShift", "shift_left", lax.shift_left, (u32(5), u32(5, high=8)), gradient=False)
+binary(
+    "LeftShift",
+    "shift_left",
+    lax.shift_left,
+    (u32(5), u32(5, high=8)),
+    widens=True,
+    gradient=False,
+)
+_NIBBLES = (Spec((3, 4), jnp.uint4, 0, 12), Spec((3, 4), jnp.uint4, 0, 1))
+
+
+def _is_tiny(edge: Edge) -> bool:
+    dtype = dtypes.dtype_from_number(edge.number)
+    return bool(jnp.issubdtype(dtype, np.integer) and jnp.iinfo(dtype).bits < 8)
+
+
+def _shift_tiny(x: jax.Array, y: jax.Array, *, is_arithmetic: bool) -> jax.Array:
+    """Shifts numbers of less than 8 bits to the right, as numbers of 32."""
+    bits = jnp.iinfo(x.dtype).bits
+    mask, half = np.int32((1 << bits) - 1), np.int32(1 << (bits - 1))
+    wide, steps = (lax.convert_element_type(a, np.int32) & mask for a in (x, y))
+    signed = (wide ^ half) - half if is_arithmetic else wide
+    return lax.convert_element_type(lax.shift_right_arithmetic(signed, steps), x.dtype)
 
 
 def _unsigned(dtype: Any) -> np.dtype[Any]:
@@ -83,11 +107,17 @@ def _arithmetic_shift(x: jax.Array, y: jax.Array) -> jax.Array:
 def lower_shift_right_logical(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if dtypes.dtype_from_number(x.number).kind == "u":
         return ctx.node("RightShift", x, y)
+    if _is_tiny(x):
+        shift = functools.partial(_shift_tiny, is_arithmetic=False)
+        return ctx.composite("shift_right_logical", shift, x, y)
     return ctx.composite("shift_right_logical", _logical_shift, x, y)
 
 
 @lowering("shift_right_arithmetic")
 def lower_shift_right_arithmetic(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    if _is_tiny(x):
+        shift = functools.partial(_shift_tiny, is_arithmetic=True)
+        return ctx.composite("shift_right_arithmetic", shift, x, y)
     if dtypes.dtype_from_number(x.number).kind == "u":
         return ctx.composite("shift_right_arithmetic", _arithmetic_shift, x, y)
     return ctx.node("RightShift", x, y)
@@ -111,6 +141,15 @@ example(
 example(
     lambda x, y: lax.shift_right_arithmetic(x * 4000, y), u32(5), u32(5, high=8), gradient=False
 )
+
+
+for _fn in (lax.shift_left, lax.shift_right_logical, lax.shift_right_arithmetic):
+    example(
+        named("shift", _fn),
+        *_NIBBLES,
+        gradient=False,
+        not_in_tensorflow="TensorFlow hands integers of 4 bits to XLA in another layout",
+    )
 
 
 @lowering("mulhi")

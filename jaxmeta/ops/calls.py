@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -228,10 +229,11 @@ def lower_composite(
     call_jaxpr: Any = None,
 ) -> list[Edge]:
     encoded = []
-    for key, leaves, _ in attributes:
-        if len(leaves) != 1 or type(leaves[0]) not in (bool, int, float, str):
-            raise ctx.unsupported(f"a composite whose attribute {key!r} is not a plain scalar")
-        encoded.append(f"{key}={json.dumps(leaves[0])}")
+    for key, leaves, treedef in attributes:
+        text = _value_to_text(jax.tree.unflatten(treedef, leaves))
+        if text is None:
+            raise ctx.unsupported(f"a composite whose attribute {key!r} holds no plain scalars")
+        encoded.append(f"{key}={text}")
     return ctx.call(
         ctx.function(jaxpr if jaxpr is not None else call_jaxpr, name),
         *inputs,
@@ -242,12 +244,32 @@ def lower_composite(
     )
 
 
+def _value_to_text(value: Any) -> str | None:
+    """Returns a scalar in JSON, a container of them as Python spells it; None for anything else."""
+    if type(value) in (bool, int, float, str):
+        return json.dumps(value)
+    text = repr(value)
+    try:
+        return text if _is_same(ast.literal_eval(text), value) else None
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    (leaves, tree), (others, other) = jax.tree.flatten(a), jax.tree.flatten(b)
+    return [str(tree), *map(type, leaves)] == [str(other), *map(type, others)]
+
+
+def _value_from_text(text: str) -> Any:
+    return ast.literal_eval(text) if text.startswith(("(", "[", "{", "None")) else json.loads(text)
+
+
 @restores("composite")
 def restore_composite(
     *inputs: Any, function: Any, name: bytes, version: int, attributes: Sequence[bytes] = ()
 ) -> Any:
     pairs = (item.decode().partition("=") for item in attributes)
-    keywords = {key: json.loads(text) for key, _, text in pairs}
+    keywords = {key: _value_from_text(text) for key, _, text in pairs}
 
     def decomposition(*operands: Any, **_: Any) -> Any:
         return function(*operands)
@@ -257,6 +279,13 @@ def restore_composite(
 
 example(
     lambda x: lax.composite(lambda a, *, k: jnp.sin(a) * k, "my.scaled_sine", 2)(x, k=3.0),
+    f32(3),
+    gradient=False,
+)
+example(
+    lambda x: lax.composite(lambda a, *, sizes, how: a * 2, "my.windowed")(
+        x, sizes=(1, 2), how={"pads": [0, 1.5], "name": "same"}
+    ),
     f32(3),
     gradient=False,
 )

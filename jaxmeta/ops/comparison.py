@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.ops._operands import BOOL
 from jaxmeta.ops._pointwise import INTS, PAIR, TINY, binary, broadcast, node_or_wider, takes
+from jaxmeta.tracing import jaxprs
 
 
 def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable[..., Any]) -> None:
@@ -31,6 +33,45 @@ def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable
     binary(op, primitive, fn, *specs, otherwise=on_bools, widens=True, gradient=False)
 
 
+@lowering("eq", "ne")
+def lower_equality(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
+    name = ctx.eqn.primitive.name
+    aval = ctx.eqn.invars[0].aval
+    if not jaxprs.is_key_dtype(aval.dtype):
+        return ctx.node("Equal" if name == "eq" else "NotEqual", x, y)
+    # Two keys are one where all of their data are.
+    rank = len(jaxprs.key_layout(aval.dtype)[1])
+    compare = _are_equal if name == "eq" else _are_different
+    return ctx.composite(name, functools.partial(compare, rank=rank), x, y, key_rank=rank)
+
+
+def _are_equal(x: jax.Array, y: jax.Array, *, rank: int) -> jax.Array:
+    x, y = broadcast(x, y)
+    return lax.reduce_and(lax.eq(x, y), tuple(range(x.ndim - rank, x.ndim)))
+
+
+def _are_different(x: jax.Array, y: jax.Array, *, rank: int) -> jax.Array:
+    x, y = broadcast(x, y)
+    return lax.reduce_or(lax.ne(x, y), tuple(range(x.ndim - rank, x.ndim)))
+
+
+@restores("eq")
+def restore_eq(x: Any, y: Any, *, key_rank: int) -> Any:
+    return _are_equal(x, y, rank=key_rank)
+
+
+@restores("ne")
+def restore_ne(x: Any, y: Any, *, key_rank: int) -> Any:
+    return _are_different(x, y, rank=key_rank)
+
+
+for _fn in (lax.eq, lax.ne):
+    example(
+        lambda x, y, fn=_fn: fn(*map(jax.random.wrap_key_data, (x, y * 0 + x[0]))),
+        u32(3, 2, high=3),
+        u32(3, 2),
+        gradient=False,
+    )
 binary("Equal", "eq", lax.eq, INTS, (bools(3), bools(3)), gradient=False)
 binary("NotEqual", "ne", lax.ne, INTS, (bools(3), bools(3)), gradient=False)
 _compare("Less", "lt", lax.lt, lambda x, y: lax.bitwise_and(lax.bitwise_not(x), y))
@@ -97,7 +138,14 @@ example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32
 def lower_clamp(ctx: LoweringContext, low: Edge, x: Edge, high: Edge) -> list[Edge]:
     if takes("ClipByValue", x):
         return ctx.node("ClipByValue", x, low, high)
+    if x.number == BOOL:
+        return ctx.composite("clamp", _clamp_bools, low, x, high)
     return node_or_wider(ctx, "ClipByValue", lax.clamp, low, x, high)
+
+
+def _clamp_bools(*operands: jax.Array) -> jax.Array:
+    low, x, high = broadcast(*operands)
+    return lax.bitwise_and(lax.bitwise_or(low, x), high)
 
 
 @restores("clamp")
@@ -114,5 +162,6 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
 
 
 example(lambda x: lax.clamp(np.float32(-1), x, np.float32(1)), f32(3, 4))
+example(lambda x, y: lax.clamp(x, y, x | y), bools(3, 4), bools(3, 4), gradient=False)
 example(lambda x, y: lax.clamp(-abs(y), x, abs(y)), TINY, TINY, gradient=False)
 example(lambda x: lax.clamp(np.uint32(5), x, np.uint32(100)), u32(3, 4), gradient=False)

@@ -184,7 +184,8 @@ example(lambda x: lax.broadcast_in_dim(x, (2, 1, 3, 1), (0, 2)), f32(2, 3))
 
 @lowering("tile")
 def lower_tile(ctx: LoweringContext, x: Edge, *, reps: Any) -> list[Edge]:
-    return ctx.node("Tile", x, ctx.constant(ints(reps), np.int32))
+    # The data of a typed key stay whole.
+    return ctx.node("Tile", x, ctx.constant((*ints(reps), *[1] * ctx.key_rank), np.int32))
 
 
 @kernel("Tile", static=("multiples",))

@@ -79,6 +79,8 @@ def _marked_identity(ctx: LoweringContext, x: Edge, primitive: str, sharding: An
 
 
 def _mark(ctx: LoweringContext, primitive: str, sharding: Any) -> dict[str, Any]:
+    if isinstance(sharding, jax.memory.Space):
+        return {PRIMITIVE_ATTR: primitive, "_jax_memory_space": sharding.name}
     if not isinstance(sharding, jax.sharding.Sharding):
         raise ctx.unsupported(f"a move to {sharding}; give a NamedSharding")
     try:
@@ -97,12 +99,15 @@ def _restore_move(move: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         x: Any,
         *,
         library: Any,
-        partition_spec: bytes,
-        mesh_axes: tuple[bytes, ...],
-        mesh_shape: tuple[int, ...],
+        partition_spec: bytes = b"",
+        mesh_axes: tuple[bytes, ...] = (),
+        mesh_shape: tuple[int, ...] = (),
         mesh_axis_types: tuple[bytes, ...] = (),
         memory_kind: bytes = b"",
+        memory_space: bytes = b"",
     ) -> Any:
+        if memory_space:
+            return move(x, jax.memory.Space[memory_space.decode()])
         mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
         recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
         sharding = library.placement.sharding_here(recorded)
@@ -123,6 +128,7 @@ def _sharding(kind: AxisType, *spec: Any) -> NamedSharding:
 
 
 example(lambda x: jax.device_put(x) + 1.0, f32(3))
+example(lambda x: jax.device_put(x, jax.memory.Space.Device) + 1.0, f32(3))
 example(lambda x: jax.device_put(x, _sharding(AxisType.Auto, "data")) + 1.0, f32(3))
 example(
     lambda x: lax.with_sharding_constraint(x * 2.0, _sharding(AxisType.Auto, None, "data")),
