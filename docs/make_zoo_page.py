@@ -30,13 +30,7 @@ import zoo
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGE = pathlib.Path(__file__).with_name("zoo.md")
 # Program to what does not hold of it, and why.
-_LIMITS = {
-    "neural_ode": (
-        ("grad", "jvp"),
-        "The derivative of the finished train step is refused: the rule of `odeint`'s adjoint, "
-        "which the step runs, cannot be traced by itself.",
-    )
-}
+_LIMITS: dict[str, tuple[tuple[str, ...], str]] = {}
 _TRANSFORMATIONS = ("grad", "jvp", "vmap")
 _HEAD = """# The zoo
 

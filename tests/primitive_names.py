@@ -58,6 +58,7 @@ MET = frozenset(
         "custom_jvp_call",
         "custom_linear_solve",
         "custom_vjp_call",
+        "remat_opt",
         "dce_sink",
         "debug_callback",
         "debug_print",

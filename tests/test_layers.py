@@ -98,6 +98,7 @@ ROWS = (
         "execution.plans",
         "graphs.elements",
         "ops._computation",
+        "ops._derivative_rules",
         "ops._indexing",
         "ops._matrices",
         "ops._pointwise",

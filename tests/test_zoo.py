@@ -113,18 +113,9 @@ def imported_beside_original(name, folder):
     return made.jitted(), imported, args
 
 
-ODEINT = pytest.mark.xfail(
-    strict=True,
-    reason="the rule of odeint's adjoint cannot be traced: what it closes over is an operand of it",
-)
-
-
 @pytest.mark.parametrize(
     ("name", "transformation"),
-    [
-        pytest.param(name, kind, marks=[ODEINT] if name == "neural_ode" else [])
-        for name, kind in zip(NAMES, itertools.cycle(("grad", "jvp", "vmap")), strict=False)
-    ],
+    list(zip(NAMES, itertools.cycle(("grad", "jvp", "vmap")), strict=False)),
 )
 def test_transformed_import_is_the_transformed_original(name, transformation, tmp_path):
     transformed.compare(transformation, *imported_beside_original(name, tmp_path))

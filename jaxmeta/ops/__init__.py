@@ -13,6 +13,7 @@ from jaxmeta.ops import conv_gradients as conv_gradients
 from jaxmeta.ops import creation as creation
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
+from jaxmeta.ops import custom_vjp as custom_vjp
 from jaxmeta.ops import dataflow as dataflow
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen

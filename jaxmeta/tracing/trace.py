@@ -8,6 +8,7 @@ name and parameters, so that reading takes the primitive itself back.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -29,12 +30,36 @@ _ADVICE: Final = (
 # XLA sees through the sizes that a loop or branch is given, as it does through those of a call.
 _PROPAGATE_CONSTANTS_ATTR: Final = "_xla_propagate_compile_time_consts"
 _NO_TYPE: Final = 0  # TensorFlow's DT_INVALID: of what an eqn without a node form returns
-# Refuses to expand a custom derivative rule that expands itself under ever new names.
 _MAX_FUNCTION_DEPTH: Final = 200
+# So often a custom derivative rule is saved of what its own rule makes, where that gets no smaller:
+# the adjoint of an ODE, for instance, is solved as a larger ODE.
+_MAX_GROWING_RULES: Final = 3
 
 
 class _NoNodeFormError(Exception):
     """An eqn cannot be expressed; carries the reason."""
+
+
+@dataclasses.dataclass
+class _ActiveRule:
+    """A custom derivative rule whose functions are being filled.
+
+    Attributes:
+        source: where it was written.
+        size: how many eqns the function has whose rule it is.
+        names: of its functions.
+        rules: the jaxprs that its functions hold.
+    """
+
+    source: str
+    size: int
+    names: list[str]
+    rules: Sequence[jaxprs.Jaxpr]
+
+    @functools.cached_property
+    def fingerprints(self) -> tuple[Any, ...]:
+        """What tells its jaxprs from those of other rules."""
+        return tuple(map(jaxprs.fingerprint, self.rules))
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,7 +76,7 @@ class Tracing:
     names_by_key: dict[Any, str] = dataclasses.field(default_factory=dict)
     kept_alive: list[Any] = dataclasses.field(default_factory=list)
     offenders: dict[str, None] = dataclasses.field(default_factory=dict)
-    active_rules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
+    active_rules: list[_ActiveRule] = dataclasses.field(default_factory=list)
     depth: int = 0
     dimensions: tuple[str, ...] = ()
     """The symbolic dimensions of the entry point."""
@@ -428,19 +453,24 @@ class Lowerer:
         return body.function.signature.name
 
     def rule_functions(
-        self, key: Any, names: Sequence[str], trace_rules: Callable[[], Sequence[jaxprs.Jaxpr]]
+        self, source: str, size: int, names: Sequence[str], rules: Sequence[jaxprs.Jaxpr]
     ) -> list[str]:
         """See `LoweringContext`."""
         tracing = self._tracing
-        if key in tracing.active_rules:
-            return tracing.active_rules[key]
+        outer = [rule for rule in tracing.active_rules if rule.source == source]
+        prints = tuple(map(jaxprs.fingerprint, rules)) if outer else ()
+        for rule in outer:
+            if rule.fingerprints == prints:
+                return rule.names
+        if sum(rule.size <= size for rule in outer) >= _MAX_GROWING_RULES:
+            return []
         reserved = [tracing.target.unique_function_name(name) for name in names]
-        tracing.active_rules[key] = reserved
+        tracing.active_rules.append(_ActiveRule(source, size, reserved, rules))
         try:
-            for jaxpr, name in zip(trace_rules(), reserved, strict=True):
+            for jaxpr, name in zip(rules, reserved, strict=True):
                 lower_function(tracing, jaxpr, name, reserved_name=name)
         finally:
-            del tracing.active_rules[key]
+            tracing.active_rules.pop()
         return [values.FunctionRef(name) for name in reserved]
 
     def unsupported(self, reason: str) -> Exception:
