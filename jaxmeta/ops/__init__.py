@@ -18,6 +18,7 @@ from jaxmeta.ops import dataflow as dataflow
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
+from jaxmeta.ops import equinox as equinox
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fft as fft
 from jaxmeta.ops import gather as gather

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import errors
+from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext
 from jaxmeta.tracing import jaxprs
+from jaxmeta.values import FunctionRef
 
 FAILED: Final = "failed: "
 """How the attr begins that holds, in place of a rule, why there is none."""
@@ -97,6 +100,74 @@ def save_rule(
     if not saved:
         raise RuleFailedError(_GROWS)
     return saved
+
+
+def call_with_rule(
+    ctx: LoweringContext,
+    inputs: Sequence[Edge],
+    jaxpr: Any,
+    name: str,
+    rule: Any,
+    symbolic_zeros: bool = False,
+) -> list[Edge]:
+    """Adds the call of a function, with the derivative of the eqn as its rule.
+
+    Args:
+        ctx: of the eqn.
+        inputs: its operands.
+        jaxpr: what the function computes.
+        name: wanted for it.
+        rule: the rule, or what has it, as JAX knows it.
+        symbolic_zeros: whether the rule asks which operands are perturbed.
+    """
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+
+    def save(perturbed: tuple[int, ...]) -> str:
+        (saved,) = save_rule(ctx, rule, [f"{name}_jvp"], [_trace_jvp(run, avals, perturbed)])
+        return saved
+
+    positions = [i for i, aval in enumerate(avals) if is_differentiable(aval)]
+    try:
+        jvp = save(tuple(positions))
+    except RuleFailedError as error:
+        jvp = f"{FAILED}{error}"
+    others = {}
+    for perturbed in choices(positions) if symbolic_zeros else ():
+        try:
+            others[choice_to_text(perturbed)] = FunctionRef(save(perturbed))
+        except RuleFailedError:
+            continue
+    return ctx.call(
+        ctx.function(jaxpr, name),
+        *inputs,
+        primitive="custom_jvp_call",
+        jvp=jvp,
+        perturbed=list(others) or None,
+        jvps=list(others.values()) or None,
+    )
+
+
+def _trace_jvp(run: Callable[..., Any], avals: Sequence[Any], perturbed: Sequence[int]) -> Any:
+    """Returns the jaxpr of the derivative of a function, without what holds no tangents."""
+    count = len(avals)
+
+    def rule(*arrays: Any) -> list[Any]:
+        primals, tangents = arrays[:count], arrays[count:]
+        if not perturbed:
+            outputs = run(*primals)
+            return [*outputs, *(jnp.zeros_like(x) for x in outputs if is_differentiable(x))]
+        of_perturbed = by_operands(run, primals, perturbed)
+        outputs, results = jax.jvp(of_perturbed, [primals[i] for i in perturbed], list(tangents))
+        return [*outputs, *(t for t in results if t.dtype != jax.dtypes.float0)]
+
+    return trace_rule(rule, [*avals, *differentiable([avals[i] for i in perturbed])])
+
+
+def call_expanded(ctx: LoweringContext, inputs: Sequence[Edge]) -> list[Edge]:
+    """Adds the call of what a primitive of another library computes, with its own derivative."""
+    primitive = ctx.eqn.primitive
+    jaxpr = jaxprs.implementation(ctx.eqn)
+    return call_with_rule(ctx, inputs, jaxpr, primitive.name, primitive)
 
 
 def choices(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -32,43 +32,7 @@ def lower_custom_jvp(
 ) -> list[Edge]:
     del num_consts  # the traced rule has all operands
     name = jaxprs.custom_name(call_jaxpr, "custom_jvp")
-    return _call_with_rule(ctx, inputs, call_jaxpr, name, jvp_jaxpr_fun, symbolic_zeros)
-
-
-def _call_with_rule(
-    ctx: LoweringContext,
-    inputs: Sequence[Edge],
-    jaxpr: Any,
-    name: str,
-    rule: Any,
-    symbolic_zeros: bool = False,
-) -> list[Edge]:
-    """Adds the call of a function, with the derivative of the eqn as its rule."""
-    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
-
-    def save(perturbed: tuple[int, ...]) -> str:
-        (saved,) = rules.save_rule(ctx, rule, [f"{name}_jvp"], [_trace_jvp(run, avals, perturbed)])
-        return saved
-
-    positions = [i for i, aval in enumerate(avals) if rules.is_differentiable(aval)]
-    try:
-        jvp = save(tuple(positions))
-    except rules.RuleFailedError as error:
-        jvp = f"{rules.FAILED}{error}"
-    others = {}
-    for perturbed in rules.choices(positions) if symbolic_zeros else ():
-        try:
-            others[rules.choice_to_text(perturbed)] = FunctionRef(save(perturbed))
-        except rules.RuleFailedError:
-            continue
-    return ctx.call(
-        ctx.function(jaxpr, name),
-        *inputs,
-        primitive="custom_jvp_call",
-        jvp=jvp,
-        perturbed=list(others) or None,
-        jvps=list(others.values()) or None,
-    )
+    return rules.call_with_rule(ctx, inputs, call_jaxpr, name, jvp_jaxpr_fun, symbolic_zeros)
 
 
 @lowering("call_hi_primitive")
@@ -82,23 +46,7 @@ def lower_hi_primitive(ctx: LoweringContext, *inputs: Edge, _prim: Any) -> list[
         return jax.tree.leaves(_prim.expand(*jax.tree.unflatten(_prim.in_tree, arrays)))
 
     jaxpr = jaxprs.make_jaxpr(expanded, [atom.aval for atom in ctx.eqn.invars])
-    return _call_with_rule(ctx, inputs, jaxpr, type(_prim).__name__.lower(), _prim)
-
-
-def _trace_jvp(run: Callable[..., Any], avals: Sequence[Any], perturbed: Sequence[int]) -> Any:
-    """Returns the jaxpr of the derivative of a function, without what holds no tangents."""
-    count = len(avals)
-
-    def rule(*arrays: Any) -> list[Any]:
-        primals, tangents = arrays[:count], arrays[count:]
-        if not perturbed:
-            outputs = run(*primals)
-            return [*outputs, *(jnp.zeros_like(x) for x in outputs if rules.is_differentiable(x))]
-        of_perturbed = rules.by_operands(run, primals, perturbed)
-        outputs, results = jax.jvp(of_perturbed, [primals[i] for i in perturbed], list(tangents))
-        return [*outputs, *(t for t in results if t.dtype != jax.dtypes.float0)]
-
-    return rules.trace_rule(rule, [*avals, *rules.differentiable([avals[i] for i in perturbed])])
+    return rules.call_with_rule(ctx, inputs, jaxpr, type(_prim).__name__.lower(), _prim)
 
 
 @restores("custom_jvp_call")

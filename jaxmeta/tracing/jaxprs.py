@@ -396,6 +396,15 @@ def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[An
     return jax_core.jaxpr_as_fun(_close(alone)), avals
 
 
+def implementation(eqn: Eqn) -> Jaxpr:
+    """Returns the jaxpr of what a primitive that a library registered runs outside of jit."""
+
+    def run(*arrays: Any) -> Any:
+        return eqn.primitive.impl(*arrays, **eqn.params)
+
+    return make_jaxpr(run, [atom.aval for atom in eqn.invars])
+
+
 def _close(jaxpr: Jaxpr) -> Jaxpr:
     return with_constants(jaxpr, [])
 
@@ -437,9 +446,9 @@ def as_function(jaxpr: Jaxpr) -> Callable[..., list[Any]]:
 
 
 def rule_source(rule: Any) -> str:
-    """Returns where the user wrote a custom derivative rule, or an empty string."""
+    """Returns where a custom derivative rule was written, or the name of its primitive."""
     debug_info = getattr(rule, "debug_info", None)
-    return str(getattr(debug_info, "func_src_info", "") or "")
+    return str(getattr(debug_info, "func_src_info", "") or getattr(rule, "name", ""))
 
 
 def count_eqns(jaxpr: Jaxpr) -> int:
