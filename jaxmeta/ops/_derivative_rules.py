@@ -28,10 +28,10 @@ _GROWS: Final = (
     "it makes ever larger functions that have it too, as the adjoint of an ODE does, and only the "
     "first of these are saved"
 )
-# Up to so many operands each choice of those that are perturbed has a rule of its own, up to so
-# many more each operand alone and all but one.
-_ALL_CHOICES: Final = 3
-_SINGLE_CHOICES: Final = 8
+# Up to so many operands each choice of those that are perturbed has a rule of its own; with more,
+# one choice has, where there is no rule by all of them.
+_ALL_CHOICES: Final = 2
+_MOST_OPERANDS: Final = 8
 
 
 class RuleFailedError(Exception):
@@ -131,8 +131,11 @@ def call_with_rule(
         jvp = save(tuple(positions))
     except RuleFailedError as error:
         jvp = f"{FAILED}{error}"
-    others = {}
+    others: dict[str, FunctionRef] = {}
+    has_all = len(positions) <= _ALL_CHOICES
     for perturbed in choices(positions) if symbolic_zeros else ():
+        if not has_all and (others or not jvp.startswith(FAILED)):
+            break
         try:
             others[choice_to_text(perturbed)] = FunctionRef(save(perturbed))
         except RuleFailedError:
@@ -171,16 +174,10 @@ def call_expanded(ctx: LoweringContext, inputs: Sequence[Edge]) -> list[Edge]:
 
 
 def choices(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yields the choices of perturbed operands, but for all of them, that have their own rules."""
-    count = len(positions)
-    if count <= _ALL_CHOICES:
-        sizes = list(range(1, count))
-    elif count <= _SINGLE_CHOICES:
-        sizes = [1, count - 1]
-    else:
-        sizes = []
-    for size in sizes:
-        yield from itertools.combinations(positions, size)
+    """Yields choices of perturbed operands, but for all of them, the larger ones first."""
+    if len(positions) <= _MOST_OPERANDS:
+        for size in range(len(positions) - 1, 0, -1):
+            yield from itertools.combinations(positions, size)
 
 
 def choice_to_text(perturbed: Sequence[int]) -> str:

@@ -67,7 +67,7 @@ def _trace_some_choice(
     """
     real = [i for i, a in enumerate(avals) if i >= num_consts and rules.is_differentiable(a)]
     failure: Exception = rules.RuleFailedError("it has no operands to differentiate by")
-    for perturbed in sorted(rules.choices(real), key=len, reverse=True):
+    for perturbed in rules.choices(real):
         try:
             return list(perturbed), _trace_vjp(run, avals, out_avals, perturbed)
         except rules.RuleFailedError as error:

@@ -40,21 +40,21 @@ class _NoNodeFormError(Exception):
     """An eqn cannot be expressed; carries the reason."""
 
 
-@dataclasses.dataclass
-class _ActiveRule:
-    """A custom derivative rule whose functions are being filled.
+@dataclasses.dataclass(eq=False)
+class _Rule:
+    """A custom derivative rule that has functions, or is about to.
 
     Attributes:
         source: where it was written.
         size: how many eqns the function has whose rule it is.
-        names: of its functions.
         rules: the jaxprs that its functions hold.
+        names: of its functions.
     """
 
     source: str
     size: int
-    names: list[str]
     rules: Sequence[jaxprs.Jaxpr]
+    names: list[str] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def fingerprints(self) -> tuple[Any, ...]:
@@ -76,7 +76,12 @@ class Tracing:
     names_by_key: dict[Any, str] = dataclasses.field(default_factory=dict)
     kept_alive: list[Any] = dataclasses.field(default_factory=list)
     offenders: dict[str, None] = dataclasses.field(default_factory=dict)
-    active_rules: list[_ActiveRule] = dataclasses.field(default_factory=list)
+    active_rules: list[_Rule] = dataclasses.field(default_factory=list)
+    """The derivative rules whose functions are being filled, each within the one before."""
+    saved_rules: dict[str, list[_Rule]] = dataclasses.field(default_factory=dict)
+    """The complete ones, by their sources."""
+    num_cut: int = 0
+    """How many rules were left out, for they grow without end."""
     depth: int = 0
     dimensions: tuple[str, ...] = ()
     """The symbolic dimensions of the entry point."""
@@ -457,21 +462,26 @@ class Lowerer:
     ) -> list[str]:
         """See `LoweringContext`."""
         tracing = self._tracing
-        outer = [rule for rule in tracing.active_rules if rule.source == source]
-        prints = tuple(map(jaxprs.fingerprint, rules)) if outer else ()
-        for rule in outer:
-            if rule.fingerprints == prints:
-                return rule.names
-        if sum(rule.size <= size for rule in outer) >= _MAX_GROWING_RULES:
+        rule = _Rule(source, size, rules)
+        outer = [active for active in tracing.active_rules if active.source == source]
+        saved = tracing.saved_rules.setdefault(source, [])
+        for known in (*outer, *saved):
+            if known.fingerprints == rule.fingerprints:
+                return list(map(str, known.names)) if known in outer else known.names
+        if sum(active.size <= size for active in outer) >= _MAX_GROWING_RULES:
+            tracing.num_cut += 1
             return []
-        reserved = [tracing.target.unique_function_name(name) for name in names]
-        tracing.active_rules.append(_ActiveRule(source, size, reserved, rules))
+        rule.names = [values.FunctionRef(tracing.target.unique_function_name(n)) for n in names]
+        num_cut = tracing.num_cut
+        tracing.active_rules.append(rule)
         try:
-            for jaxpr, name in zip(rules, reserved, strict=True):
-                lower_function(tracing, jaxpr, name, reserved_name=name)
+            for jaxpr, name in zip(rules, rule.names, strict=True):
+                lower_function(tracing, jaxpr, name, reserved_name=str(name))
         finally:
             tracing.active_rules.pop()
-        return [values.FunctionRef(name) for name in reserved]
+        if tracing.num_cut == num_cut:  # else it is shorter than where it is met first
+            saved.append(rule)
+        return rule.names
 
     def unsupported(self, reason: str) -> Exception:
         """See `LoweringContext`."""
