@@ -8,10 +8,14 @@ import inspect
 import pathlib
 from typing import Any
 
+import array_graphs
 import jax
+import matrix_graphs
 import numpy as np
 import primitive_names
 import pytest
+import random_graphs
+import sparse_graphs
 import tensorflow_graphs
 from jax import lax
 from jax.extend import core as jax_core
@@ -63,6 +67,7 @@ NOT_MET = {
     "pbroadcast": "XLA's CPU has none; test_sharding traces it",
     "polynomial": "JAX 0.12 has it",
     "ragged_all_to_all": "XLA's CPU has none; test_sharding traces it",
+    "scaled_matmul_wrapper": "JAX lowers it for GPUs only; test_scaled_matmul traces it",
     "remat": "what remat2 was called in former versions",
 }
 
@@ -218,6 +223,7 @@ TESTED_IN = {
         "ReadVariableOp",
         "VarHandleOp",
     ),
+    "test_sharding.py": ("XlaSharding",),
     "test_queues.py": tuple(op for op in KERNELS if "Queue" in op),
     "test_reference_variables.py": (
         "Assign",
@@ -243,7 +249,14 @@ TESTED_IN = {
     ),
     "test_custom_calls.py": ("XlaCallModule",),
     "test_dataflow.py": tuple(op for op, kernel in KERNELS.items() if kernel.needs_values),
-    "test_tensorflow_ops.py": (*tensorflow_graphs.OPS, *tensorflow_graphs.RANDOM),
+    "test_tensorflow_ops.py": (
+        *tensorflow_graphs.OPS,
+        *(graph.op for graph in tensorflow_graphs.GRAPHS),
+        *array_graphs.ALIASES,
+        *matrix_graphs.ALIASES,
+        *sparse_graphs.ALIASES,
+    ),
+    "test_tensorflow_random.py": random_graphs.OPS,
     "test_summaries.py": tuple(op for op in KERNELS if op.endswith(("Summary", "SummaryV2"))),
 }
 ELSEWHERE = frozenset(op for ops in TESTED_IN.values() for op in ops)

@@ -147,11 +147,8 @@ class Library:
         """Returns the functions for given sizes of the dimensions that they take."""
         return _SizedLibrary(self, known)
 
-    def calls_need_values(self, node: graph_pb2.NodeDef) -> bool:
-        """Returns whether a node calls a function with an op that cannot be traced."""
-        return any(map(self._needs_values, _functions_called(node)))
-
-    def _needs_values(self, name: str) -> bool:
+    def needs_values(self, name: str) -> bool:
+        """Returns whether a function, or one that it calls, has an op that cannot be traced."""
         known = self._with_values.get(name)
         if known is not None:
             return known
@@ -159,21 +156,25 @@ class Library:
         if function is None:
             return False
         self._with_values[name] = False  # for one that calls itself
-        found = self._with_values[name] = any(
-            (node.op in _definition.KERNELS and _definition.KERNELS[node.op].needs_values)
-            or self.calls_need_values(node)
-            for node in function.node_def
-        )
+        found = self._with_values[name] = any(map(self._node_needs_values, function.node_def))
         return found
+
+    def _node_needs_values(self, node: graph_pb2.NodeDef) -> bool:
+        kernel = _definition.KERNELS.get(node.op)
+        if kernel is None:
+            return self.needs_values(node.op)
+        if kernel.needs_values or not kernel.takes_functions:
+            return kernel.needs_values
+        return any(map(self.needs_values, _functions_in_attrs(node)))
 
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
 
 
-def _functions_called(node: graph_pb2.NodeDef) -> list[str]:
-    """Returns the names of the functions that a node's attrs and its op say."""
-    names = [node.op]
+def _functions_in_attrs(node: graph_pb2.NodeDef) -> list[str]:
+    """Returns the names of the functions that a node's attrs say."""
+    names = []
     for attr in node.attr.values():
         if attr.HasField("func"):
             names.append(attr.func.name)

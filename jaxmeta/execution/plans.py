@@ -80,11 +80,11 @@ class State:
         self.values[name] = value
         self.written[name] = None
 
-    def count(self, name: str) -> Any:
-        """Returns how often this was asked for the name, in this run and those before."""
+    def count(self, name: str, step: Any = 1) -> Any:
+        """Returns the sum of the steps before, in this run and earlier ones, modulo 2**32."""
         counter = COUNTER_PREFIX + name
         count = self.read(counter)
-        self.write(counter, count + np.uint32(1))
+        self.write(counter, count + np.uint32(step) if isinstance(step, int) else count + step)
         return count
 
 

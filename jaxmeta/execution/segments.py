@@ -65,11 +65,11 @@ class HostState:
         """Gives a variable a value."""
         self.changes[name] = value
 
-    def count(self, name: str) -> Any:
-        """Returns how often this was asked for the name, in this run and those before."""
+    def count(self, name: str, step: Any = 1) -> Any:
+        """Returns the sum of the steps before, in this run and earlier ones, modulo 2**32."""
         counter = plans.COUNTER_PREFIX + name
-        count = self.read(counter) if self.is_initialized(counter) else np.uint32(0)
-        self.write(counter, count + np.uint32(1))
+        count = self.read(counter) if self.is_initialized(counter) else np.zeros((), np.uint32)
+        self.write(counter, np.asarray(count + np.asarray(step, np.uint32), np.uint32))
         return count
 
 

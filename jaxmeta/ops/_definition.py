@@ -19,8 +19,9 @@ kernel (node to public JAX) and its examples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import jax
@@ -110,6 +111,23 @@ class LoweringContext(Protocol):
             rules: the jaxprs.
         """
 
+    def separate_functions(
+        self, key: tuple[str, Any], jaxprs: Mapping[str, Any], *, most_nested: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the functions of jaxprs that have symbolic dimensions of their own.
+
+        One that uses a primitive without a node form is left out.
+
+        Args:
+            key: what tells them apart; within themselves they are plain strings. The second item
+                is the same for all that come of one another.
+            jaxprs: closed ones by wanted name.
+            most_nested: how many of one kin are built within one another.
+
+        Returns:
+            The functions by wanted name, and why others were left out.
+        """
+
     def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
         """Adds a call of a library function that stands for a primitive."""
 
@@ -155,6 +173,7 @@ class Kernel:
             the handles that its variable's node gives, and are returned as these.
         needs_values: whether it cannot be traced, so that the whole plan runs op by op.
         is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        takes_functions: whether attrs of the op name functions.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
@@ -171,6 +190,7 @@ class Kernel:
     has_references: bool = False
     needs_values: bool = False
     is_dataflow: bool = False
+    takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
 
@@ -375,7 +395,7 @@ def restores(*primitives: str, static: Sequence[str] = ()) -> Callable[[_Functio
             if name in PRIMITIVE_KERNELS:
                 raise TypeError(f"primitive {name!r} is restored already")
             attrs, injected = _keyword_attrs(fn, JAX_ATTR_PREFIX)
-            arguments = list(inspect.signature(fn).parameters)
+            arguments = [parameter.name for parameter in _parameters(fn)]
             places = frozenset(map(arguments.index, static))
             PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, places, injected=injected)
         return fn
@@ -396,8 +416,14 @@ def example(
     EXAMPLES.append(Example(fn, specs, where, not_in_tensorflow, tolerance, gradient))
 
 
+@functools.cache
+def _parameters(fn: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Returns what a function takes; many are registered for several ops."""
+    return tuple(inspect.signature(fn).parameters.values())
+
+
 def _refuse_variadic_keywords(fn: Callable[..., Any]) -> None:
-    for parameter in inspect.signature(fn).parameters.values():
+    for parameter in _parameters(fn):
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{fn.__qualname__} takes **{parameter.name}: name each parameter")
 
@@ -409,7 +435,7 @@ def _keyword_attrs(
     _refuse_variadic_keywords(fn)
     keywords = [
         parameter
-        for parameter in inspect.signature(fn).parameters.values()
+        for parameter in _parameters(fn)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION, NODE_NAME))
@@ -433,15 +459,16 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
     inputs = [arg.name for arg in op_def.input_arg]
     if unknown := set(static) - set(inputs):
         raise TypeError(f"{fn.__qualname__}: op {op!r} has no inputs {unknown}, only {inputs}")
-    first = next(iter(inspect.signature(fn).parameters), "") if not is_plain else ""
+    is_stateful = not is_plain and [p.name for p in _parameters(fn)[:1]] == ["state"]
     return Kernel(
         fn,
         attrs,
         frozenset(inputs.index(name) for name in static),
-        is_stateful=first == "state",
+        is_stateful=is_stateful,
         is_host=is_host,
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
+        takes_functions=any("func" in attr.type for attr in op_def.attr),
     )
 
 

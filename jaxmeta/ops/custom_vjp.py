@@ -46,7 +46,7 @@ def lower_custom_vjp(
         names = [f"{name}_fwd", f"{name}_bwd"]
         attrs["fwd"], attrs["bwd"] = rules.save_rule(ctx, fwd_jaxpr_thunk, names, traced)
     except rules.RuleFailedError as error:
-        attrs["fwd"] = f"{rules.FAILED}{error}"
+        attrs["failed"] = str(error)
     return ctx.call(
         ctx.function(call_jaxpr, name),
         *inputs,
@@ -130,11 +130,12 @@ def restore_custom_vjp(
     library: Any,
     fwd: Any = None,
     bwd: Any = None,
+    failed: bytes = b"",
     num_consts: int = 0,
     perturbed: tuple[int, ...] = (),
 ) -> Any:
     if fwd is None or bwd is None:
-        return _refusing(function, fwd)(*inputs)
+        return _refusing(function, failed)(*inputs)
     forward, backward = (rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd))
     closed_over, arguments = tuple(inputs[:num_consts]), inputs[num_consts:]
     if perturbed:
@@ -143,7 +144,7 @@ def restore_custom_vjp(
     return _custom_vjp(function, forward, backward, closed_over)(*arguments)
 
 
-def _refusing(function: Any, reason: bytes | None) -> Callable[..., Any]:
+def _refusing(function: Any, failed: bytes) -> Callable[..., Any]:
     """Returns a function whose rule could not be saved; it runs, and has no derivative."""
 
     def make() -> Callable[..., Any]:
@@ -152,8 +153,8 @@ def _refusing(function: Any, reason: bytes | None) -> Callable[..., Any]:
             return list(function(*arrays))
 
         def fwd(*arrays: Any) -> Any:
-            if reason is not None:
-                rules.raise_failure(function.name, reason)
+            if failed:
+                rules.raise_failure(function.name, failed)
             raise errors.DerivativeError(  # as earlier versions wrote it
                 f"the derivative rule of {function.name!r} is not in the file: when that was "
                 "written, JAX refused to differentiate the rule by what it closes over. Save the "
@@ -163,7 +164,7 @@ def _refusing(function: Any, reason: bytes | None) -> Callable[..., Any]:
         call.defvjp(fwd, lambda _, cotangents: tuple(cotangents))
         return call
 
-    derived: Callable[..., Any] = function.derived(("no rule", reason), make)
+    derived: Callable[..., Any] = function.derived(("no rule", failed), make)
     return derived
 
 
