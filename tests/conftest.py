@@ -8,6 +8,7 @@ import zlib
 # Before JAX or TensorFlow is imported, in each worker of pytest-xdist too.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # what is compiled must not depend on old runs
+os.environ.setdefault("EQX_ON_ERROR", "nan")  # not by calling Python, which no file holds
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"  # as TensorFlow adds, in the order of its own kernels
 

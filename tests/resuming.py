@@ -20,6 +20,8 @@ LIBRARIES = (
     "optax",
     "equinox",
     "diffrax",
+    "lineax",
+    "optimistix",
     "chex",
     "tensorflow",
     "programs",

@@ -117,6 +117,7 @@ ROWS = (
         "execution.plans",
         "graphs.elements",
         "ops._computation",
+        "ops._derivative_rules",
         "ops._gradients",
         "ops._indexing",
         "ops._matrices",

@@ -125,6 +125,47 @@ def _third(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
     return run, (parts.reals, parts.reals, parts.others)
 
 
+def _grad_of_grad(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
+    parts = _Parts(fn, args)
+
+    def run(reals: Any, others: Any) -> Any:
+        gradient = jax.grad(parts.total)
+        return jax.grad(
+            lambda reals: sum(jnp.sum(jnp.sin(leaf)) for leaf in gradient(reals, others))
+        )(reals)
+
+    return run, (parts.reals, parts.others)
+
+
+def _grad_of_vmap(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
+    run, (batched, others) = _vmap(fn, args)
+
+    def total(reals: Any, others: Any) -> jax.Array:
+        found = [leaf for leaf in run(reals, others) if _is_real(leaf)]
+        return sum((jnp.sum(jnp.sin(leaf)) for leaf in found), start=jnp.zeros(()))
+
+    return jax.grad(total), (batched, others)
+
+
+def _jacobians(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
+    parts = _Parts(fn, args)
+    return (
+        lambda reals, others: jax.jacrev(parts.real_results)(reals, others),
+        (parts.reals, parts.others),
+    )
+
+
+def _hessian(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
+    parts = _Parts(fn, args)
+    return jax.hessian(parts.total), (parts.reals, parts.others)
+
+
+def _remat_with_policy(fn: Callable[..., Any], args: tuple[Any, ...]) -> Transformed:
+    parts = _Parts(fn, args)
+    saving = jax.checkpoint(parts.total, policy=jax.checkpoint_policies.dots_saveable)
+    return jax.grad(saving), (parts.reals, parts.others)
+
+
 TRANSFORMATIONS: dict[str, Callable[[Callable[..., Any], tuple[Any, ...]], Transformed]] = {
     "grad": _grad,
     "jvp": _jvp,
@@ -135,6 +176,11 @@ TRANSFORMATIONS: dict[str, Callable[[Callable[..., Any], tuple[Any, ...]], Trans
     "vmap_of_grad": _vmap_of_grad,
     "remat": _remat,
     "third": _third,
+    "grad_of_grad": _grad_of_grad,
+    "grad_of_vmap": _grad_of_vmap,
+    "jacobians": _jacobians,
+    "hessian": _hessian,
+    "remat_with_policy": _remat_with_policy,
 }
 
 
@@ -150,7 +196,7 @@ def compare(
     Raises:
         AssertionError: they do not agree.
     """
-    if name not in ("vmap", "jit_of_vmap") and not _Parts(original, args).reals:
+    if "vmap" not in (name, name.removeprefix("jit_of_")) and not _Parts(original, args).reals:
         return "-"
     abstract = jax.eval_shape(lambda: args)
     pairs = [TRANSFORMATIONS[name](fn, abstract) for fn in (original, imported)]

@@ -20,6 +20,7 @@ from jaxmeta.ops import creation as creation
 from jaxmeta.ops import cropping as cropping
 from jaxmeta.ops import custom_calls as custom_calls
 from jaxmeta.ops import custom_derivatives as custom_derivatives
+from jaxmeta.ops import custom_vjp as custom_vjp
 from jaxmeta.ops import custom_vmap as custom_vmap
 from jaxmeta.ops import dataflow as dataflow
 from jaxmeta.ops import decoding as decoding
@@ -27,6 +28,7 @@ from jaxmeta.ops import diagonals as diagonals
 from jaxmeta.ops import dot as dot
 from jaxmeta.ops import eigen as eigen
 from jaxmeta.ops import embedding as embedding
+from jaxmeta.ops import equinox as equinox
 from jaxmeta.ops import examples as examples
 from jaxmeta.ops import factorizations as factorizations
 from jaxmeta.ops import fake_quantization as fake_quantization

@@ -96,12 +96,19 @@ class LoweringContext(Protocol):
         """
 
     def rule_functions(
-        self, key: Any, names: Sequence[str], trace_rules: Callable[[], Sequence[Any]]
+        self, source: str, size: int, names: Sequence[str], rules: Sequence[Any]
     ) -> list[str]:
-        """Returns the functions of a custom derivative rule, one for each jaxpr it is traced to.
+        """Returns the functions of a custom derivative rule, one for each of its jaxprs.
 
         A rule that uses itself gets its own names, as plain strings: two functions that refer to
-        each other as attrs are more than TensorFlow's SavedModel loader takes.
+        each other as attrs are more than TensorFlow's SavedModel loader takes. A rule that uses
+        itself on ever larger functions gets none after some of these.
+
+        Args:
+            source: where it was written.
+            size: how many eqns the function has whose rule it is.
+            names: wanted names.
+            rules: the jaxprs.
         """
 
     def separate_functions(

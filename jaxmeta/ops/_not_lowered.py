@@ -6,7 +6,7 @@ from typing import Final
 
 _HOST_CODE: Final = (
     "it calls Python code, which no file holds; compute it outside the function and pass the "
-    "result in"
+    "result in (equinox.error_if, which diffrax uses, becomes NaN under EQX_ON_ERROR=nan)"
 )
 _DEBUGGING: Final = (
     "it prints or calls Python code while the program runs, which no file holds; drop it from "
@@ -27,8 +27,7 @@ _COLLECTIVE: Final = (
     "with shardings, where the compiler inserts the communication"
 )
 _EQUINOX: Final = (
-    "it is a primitive of Equinox or Lineax, known to no other program; use the form in jax.lax "
-    "(lax.scan or lax.while_loop, jnp.linalg.solve)"
+    "it is a primitive of Equinox that guards or hides what it calls; call the function itself"
 )
 _TRANSIENT: Final = (
     "it stands only inside a derivative that is being taken; trace the finished derivative"
@@ -151,15 +150,9 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "vary_unreduced_cast",
     ),
     _EQUINOX: (
-        "nonbatchable",
         "nondifferentiable",
-        "nondifferentiable_backward",
-        "select_if_vmap",
-        "unvmap_all",
-        "unvmap_any",
-        "unvmap_max",
-        "maybe_set",
-        "linear_solve",
+        "nontraceable",
+        "noinline",
     ),
 }
 

@@ -209,7 +209,10 @@ for _policy in (
 
 
 @lowering("closed_call", "eval_jaxpr", "core_call", "call")
-def lower_closed_call(ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any) -> list[Edge]:
+def lower_closed_call(
+    ctx: LoweringContext, *inputs: Edge, call_jaxpr: Any, name: str = ""
+) -> list[Edge]:
+    del name  # a batched one is given that of its function, for messages
     return ctx.call(ctx.function(call_jaxpr, "closed_call"), *inputs, primitive="closed_call")
 
 

@@ -266,3 +266,49 @@ def bind_remat(
             policy=policy,
         )
     )
+
+
+def bind_remat_opt(
+    forward: Callable[..., Any],
+    function: Callable[..., Any],
+    operands: Sequence[Any],
+    *,
+    num_consts: int,
+    num_res: int,
+) -> list[Any]:
+    """Binds the forward rule of a custom_vjp whose residuals may turn out not to be needed.
+
+    Args:
+        forward: what runs where they are; gives residuals and results.
+        function: what runs where they are not; gives the results, of all operands but constants.
+        operands: constants of the forward rule, then the arguments.
+        num_consts: how many constants.
+        num_res: how many residuals.
+    """
+    avals = [abstract(x) for x in operands]
+
+    @functools.cache
+    def function_jaxpr() -> tuple[Any, list[Any]]:
+        jaxpr = make_jaxpr(function, avals[num_consts:])
+        return open_jaxpr(jaxpr), jaxpr_constants(jaxpr)
+
+    return list(
+        _remat_opt().bind(
+            *operands,
+            num_consts=num_consts,
+            num_res=num_res,
+            fwd_jaxpr=make_jaxpr(forward, avals),
+            fun_jaxpr_thunk=function_jaxpr,
+        )
+    )
+
+
+@functools.cache
+def _remat_opt() -> Any:
+    @jax.custom_vjp
+    def doubled(x: Any) -> Any:
+        return 2 * x
+
+    doubled.defvjp(lambda x: (2 * x, 3 * x), lambda r, g: (g * r,), optimize_remat=True)
+    scalar = jax.ShapeDtypeStruct((), np.float32)
+    return primitive_within(lambda x: jax.vjp(doubled, x), "remat_opt", scalar)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -233,7 +234,7 @@ def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
         return jax.make_jaxpr(fn)(*avals)
 
 
-def is_refusal_to_differentiate(error: BaseException) -> bool:
+def is_refusal_to_differentiate(error: BaseException | None) -> bool:
     """Returns whether JAX raised this as it was to differentiate by what a rule closes over."""
     return type(error).__name__ == "CustomVJPException"  # which has no public name
 
@@ -437,15 +438,26 @@ def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[An
     return jax_core.jaxpr_as_fun(_close(alone)), avals
 
 
+def implementation(eqn: Eqn) -> Jaxpr:
+    """Returns the jaxpr of what a primitive that a library registered runs outside of jit."""
+
+    def run(*arrays: Any) -> Any:
+        return eqn.primitive.impl(*arrays, **eqn.params)
+
+    return make_jaxpr(run, [atom.aval for atom in eqn.invars])
+
+
 def _close(jaxpr: Jaxpr) -> Jaxpr:
-    closed = getattr(jax_core, "ClosedJaxpr", None)
-    return closed(jaxpr, []) if closed is not None and not hasattr(jaxpr, "with_consts") else jaxpr
+    return with_constants(jaxpr, [])
 
 
 def with_constants(jaxpr: Jaxpr, constants: Sequence[Any]) -> Jaxpr:
     """Returns a closed jaxpr; primitives keep some open ones with their constants beside them."""
-    if hasattr(jaxpr, "with_consts") or hasattr(jaxpr, "jaxpr"):
+    if hasattr(jaxpr, "jaxpr"):
         return jaxpr
+    if hasattr(jaxpr, "with_consts"):
+        is_given = not constants or len(jaxpr_constants(jaxpr)) == len(constants)
+        return jaxpr if is_given else jaxpr.with_consts(list(constants))
     closed: Any = jax_core.ClosedJaxpr
     return closed(jaxpr, list(constants))
 
@@ -479,10 +491,23 @@ def as_function(jaxpr: Jaxpr) -> Callable[..., list[Any]]:
     return run
 
 
-def rule_identity(eqn: Eqn, rule: Any) -> tuple[str, str]:
-    """Returns what tells two custom derivative rules apart: the primal, and the rule's source."""
+def rule_source(rule: Any) -> str:
+    """Returns where a custom derivative rule was written, or the name of its primitive."""
     debug_info = getattr(rule, "debug_info", None)
-    return str(eqn.params["call_jaxpr"]), str(getattr(debug_info, "func_src_info", ""))
+    return str(getattr(debug_info, "func_src_info", "") or getattr(rule, "name", ""))
+
+
+def count_eqns(jaxpr: Jaxpr) -> int:
+    """Returns how many eqns a jaxpr has, with those of the jaxprs in it."""
+    eqns = open_jaxpr(jaxpr).eqns
+    return sum(1 + sum(map(count_eqns, subjaxprs(eqn))) for eqn in eqns)
+
+
+def fingerprint(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """Returns what tells two jaxprs apart: their text, and the arrays that they close over."""
+    constants = [np.asarray(value) for value in jaxpr_constants(jaxpr)]
+    arrays = [(x.dtype, x.shape, x.tobytes()) for x in constants]
+    return re.sub("0x[0-9a-f]+", "", str(jaxpr)), *arrays
 
 
 def custom_name(jaxpr: Jaxpr, fallback: str) -> str:

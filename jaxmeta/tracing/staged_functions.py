@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,6 +18,28 @@ _ADVICE: Final = (
     "Replace them in the traced function; the primitives that have a node form are listed in "
     "docs/ops.md."
 )
+
+
+@dataclasses.dataclass(eq=False)
+class Rule:
+    """A custom derivative rule that has functions, or is about to.
+
+    Attributes:
+        source: where it was written.
+        size: how many eqns the function has whose rule it is.
+        rules: the jaxprs that its functions hold.
+        names: of its functions.
+    """
+
+    source: str
+    size: int
+    rules: Sequence[jaxprs.Jaxpr]
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def fingerprints(self) -> tuple[Any, ...]:
+        """What tells its jaxprs from those of other rules."""
+        return tuple(map(jaxprs.fingerprint, self.rules))
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +57,13 @@ class Tracing:
     kept_alive: list[Any] = dataclasses.field(default_factory=list)
     offenders: dict[str, None] = dataclasses.field(default_factory=dict)
     active_rules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
+    """The rules of `jax.vmap` whose functions are being filled."""
+    derivative_rules: list[Rule] = dataclasses.field(default_factory=list)
+    """The derivative rules whose functions are being filled, each within the one before."""
+    saved_rules: dict[str, list[Rule]] = dataclasses.field(default_factory=dict)
+    """The complete ones, by their sources."""
+    num_cut: int = 0
+    """How many rules were left out, for they grow without end."""
     depth: int = 0
     dimensions: tuple[str, ...] = ()
     """The symbolic dimensions of the entry point."""
@@ -63,6 +93,7 @@ class Tracing:
             names_by_jaxpr={},
             names_by_key={},
             offenders={},
+            saved_rules={},
             depth=0,
             dimensions=(),
             sized=set(),

@@ -20,6 +20,7 @@ from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
 from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs
+from jaxmeta.tracing.staged_functions import Rule
 from jaxmeta.tracing.staged_functions import Tracing as Tracing
 
 # XLA sees through the sizes that a loop or branch is given, as it does through those of a call.
@@ -27,6 +28,9 @@ _PROPAGATE_CONSTANTS_ATTR: Final = "_xla_propagate_compile_time_consts"
 _NO_TYPE: Final = 0  # TensorFlow's DT_INVALID: of what an eqn without a node form returns
 # Refuses to expand a custom derivative rule that expands itself under ever new names.
 _MAX_FUNCTION_DEPTH: Final = 200
+# So often a custom derivative rule is saved of what its own rule makes, where that gets no smaller:
+# the adjoint of an ODE, for instance, is solved as a larger ODE.
+_MAX_GROWING_RULES: Final = 3
 
 
 class _NoNodeFormError(Exception):
@@ -386,21 +390,31 @@ class Lowerer:
         return body.function.signature.name
 
     def rule_functions(
-        self, key: Any, names: Sequence[str], trace_rules: Callable[[], Sequence[jaxprs.Jaxpr]]
+        self, source: str, size: int, names: Sequence[str], rules: Sequence[jaxprs.Jaxpr]
     ) -> list[str]:
         """See `LoweringContext`."""
         tracing = self._tracing
-        if key in tracing.active_rules:
-            return tracing.active_rules[key]
-        reserved = [tracing.target.unique_function_name(name) for name in names]
-        tracing.active_rules[key] = reserved
+        rule = Rule(source, size, rules)
+        outer = [active for active in tracing.derivative_rules if active.source == source]
+        saved = tracing.saved_rules.setdefault(source, [])
+        for known in (*outer, *saved):
+            if known.fingerprints == rule.fingerprints:
+                return list(map(str, known.names)) if known in outer else known.names
+        if sum(active.size <= size for active in outer) >= _MAX_GROWING_RULES:
+            tracing.num_cut += 1
+            return []
+        rule.names = [values.FunctionRef(tracing.target.unique_function_name(n)) for n in names]
+        num_cut = tracing.num_cut
+        tracing.derivative_rules.append(rule)
         try:
-            for jaxpr, name in zip(trace_rules(), reserved, strict=True):
+            for jaxpr, name in zip(rules, rule.names, strict=True):
                 plain = discharging.without_refs(jaxpr)
-                lower_function(tracing, plain, name, reserved_name=name)
+                lower_function(tracing, plain, name, reserved_name=str(name))
         finally:
-            del tracing.active_rules[key]
-        return [values.FunctionRef(name) for name in reserved]
+            tracing.derivative_rules.pop()
+        if tracing.num_cut == num_cut:  # else it is shorter than where it is met first
+            saved.append(rule)
+        return rule.names
 
     def separate_functions(
         self, key: tuple[str, Any], jaxprs: Mapping[str, jaxprs.Jaxpr], *, most_nested: int

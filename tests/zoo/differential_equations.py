@@ -40,9 +40,10 @@ def neural_ode(features: int, hidden: int, times: int, batch: int) -> Made:
     return trained(loss, params, batch_of, optax.adabelief(3e-3))
 
 
-@program("diffrax", "diffrax", reduced=REDUCED, real=REAL)
-def neural_ode_diffrax(features: int, hidden: int, times: int, batch: int) -> Made:
-    """A neural ODE by diffrax: Tsit5 under a PID controller, checkpointed gradients."""
+def _solved_by_diffrax(
+    adjoint: str, features: int, hidden: int, times: int, batch: int, max_steps: int
+) -> Made:
+    """Trains a neural ODE by diffrax: Tsit5 under a PID controller."""
     import diffrax
 
     grid = jnp.linspace(0.0, 1.0, times)
@@ -62,7 +63,8 @@ def neural_ode_diffrax(features: int, hidden: int, times: int, batch: int) -> Ma
                 args=params,
                 saveat=diffrax.SaveAt(ts=grid),
                 stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-5),
-                max_steps=64,
+                adjoint=getattr(diffrax, adjoint)(),
+                max_steps=max_steps,
             ).ys
 
         return jnp.mean((jax.vmap(solve)(start) - wanted) ** 2)
@@ -70,6 +72,22 @@ def neural_ode_diffrax(features: int, hidden: int, times: int, batch: int) -> Ma
     params = lambda: arrays.dense(features + 1, hidden, features)  # noqa: E731
     batch_of = lambda: _trajectories(features, times, batch)  # noqa: E731
     return trained(loss, params, batch_of, optax.adabelief(3e-3))
+
+
+_REDUCED_STEPS = {**REDUCED, "max_steps": 16}
+_REAL_STEPS = {**REAL, "max_steps": 4096}
+
+
+@program("diffrax", "diffrax", reduced=_REDUCED_STEPS, real=_REAL_STEPS)
+def neural_ode_diffrax(**sizes: int) -> Made:
+    """A neural ODE by diffrax: Tsit5, steps by a PID controller, gradients by checkpoints."""
+    return _solved_by_diffrax("RecursiveCheckpointAdjoint", **sizes)
+
+
+@program("diffrax", "diffrax", reduced=_REDUCED_STEPS, real=_REAL_STEPS)
+def neural_ode_backsolve(**sizes: int) -> Made:
+    """The same by the adjoint equation, solved backwards in time."""
+    return _solved_by_diffrax("BacksolveAdjoint", **sizes)
 
 
 @program("plain", reduced={**REDUCED, "steps": 3}, real={**REAL, "steps": 40})
