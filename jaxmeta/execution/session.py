@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, dataflow, executor, fetches, plans, segments
+from jaxmeta.execution import compiling, executor, fetches, plans, segments, speculating
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -88,6 +89,7 @@ class Session:
         self._config = config
         self._resources = Resources()
         self._prepared: dict[Any, _Prepared] = {}
+        self._speculative: dict[tuple[str, ...], speculating.SpeculativePlan] = {}
         self._library = executor.Library(self.graph.functions)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
@@ -128,6 +130,14 @@ class Session:
         if node is None or "shared_name" not in node.attr:
             return name
         return node.attr["shared_name"].s.decode() or name
+
+    @property
+    def op_by_op(self) -> dict[tuple[str, ...], str]:
+        """Why runs are not compiled but run op by op, by the names of what they fetched.
+
+        Loops, branches and lists of graphs that TensorFlow wrote are compiled where they can be.
+        """
+        return {names: p.refusal for names, p in self._speculative.items() if p.refusal}
 
     # --- state
 
@@ -327,12 +337,25 @@ class Session:
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
         nodes = inlining.inline_calls(self.graph, [*fetched, *prepared.feed_names])
-        plan = executor.plan_graph(
-            nodes, self._library, list(prepared.feed_names), tensors, operations
+        make_plan = functools.partial(
+            executor.plan_graph,
+            nodes,
+            self._library,
+            list(prepared.feed_names),
+            tensors,
+            operations,
         )
+        plan = make_plan()
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
-        if plan.is_host or plan.needs_values or strings:
-            return self._host_runner(plan, fetched, strings)
+        if plan.may_need_values:
+            if strings and not plan.refusal:
+                plan = make_plan("strings are fed")
+            speculative = speculating.SpeculativePlan(plan, self._library, make_plan)
+            self._speculative[prepared.names] = speculative
+            return self._host_runner(speculative, fetched, strings)
+        if plan.is_host or strings:
+            segmented = segments.SegmentedPlan(plan, self._library, strings)
+            return self._host_runner(segmented, fetched, strings)
         return self._device_runner(plan, fetched)
 
     def _device_runner(self, plan: plans.Plan, fetched: Sequence[str]) -> _Runner:
@@ -355,21 +378,18 @@ class Session:
         return run
 
     def _host_runner(
-        self, plan: plans.Plan, fetched: Sequence[str], strings: Sequence[int]
+        self,
+        plan: segments.SegmentedPlan | speculating.SpeculativePlan,
+        fetched: Sequence[str],
+        strings: Sequence[int],
     ) -> _Runner:
-        segmented = (
-            dataflow.DataflowPlan(plan, self._library)
-            if plan.needs_values
-            else segments.SegmentedPlan(plan, self._library, strings)
-        )
-
         def run(values: list[Any], options: Any) -> list[Any]:
             for index in strings:
                 values[index] = _as_bytes(values[index])
             limit = getattr(options, "timeout_in_ms", 0)
             limit = limit or getattr(self._config, "operation_timeout_in_ms", 0)
             waiting = self._resources.waiting(limit)
-            results = segmented.run(values, self.values, self._resources, waiting)
+            results = plan.run(values, self.values, self._resources, waiting)
             return _in_places([_plain_string(value) for value in results], fetched)
 
         return run

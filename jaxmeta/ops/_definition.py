@@ -19,6 +19,7 @@ kernel (node to public JAX) and its examples.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
@@ -130,6 +131,32 @@ class LoweringContext(Protocol):
         """Returns the exception to raise where this eqn has no node form."""
 
 
+class Flow(enum.Enum):
+    """What an op does in TensorFlow 1's control flow.
+
+    Attributes:
+        PLAIN: nothing: it runs once its inputs are there, and is dead where one is.
+        SWITCH: passes its first input on as the output that its second, a predicate, says.
+        MERGE: passes on which of its inputs is alive, and its index.
+        ENTER: passes its input into the frame of a loop.
+        EXIT: passes its input out of the frame.
+        NEXT: passes its input into the next iteration.
+        CONDITION: says whether there is one.
+        TRIGGER: runs, dead inputs or not.
+        SAME: is plain, and gives what it is given.
+    """
+
+    PLAIN = enum.auto()
+    SWITCH = enum.auto()
+    MERGE = enum.auto()
+    ENTER = enum.auto()
+    EXIT = enum.auto()
+    NEXT = enum.auto()
+    CONDITION = enum.auto()
+    TRIGGER = enum.auto()
+    SAME = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kernel:
     """How a node runs.
@@ -146,8 +173,9 @@ class Kernel:
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
             the handles that its variable's node gives, and are returned as these.
-        needs_values: whether it cannot be traced, so that the whole plan runs op by op.
-        is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        may_need_values: whether it can be traced only where enough is known of what it is given;
+            else the whole plan runs op by op.
+        flow: what it does in TensorFlow 1's control flow.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
@@ -162,8 +190,8 @@ class Kernel:
     must_be_fed: bool = False
     gives_sizes: bool = False
     has_references: bool = False
-    needs_values: bool = False
-    is_dataflow: bool = False
+    may_need_values: bool = False
+    flow: Flow = Flow.PLAIN
     at_need: bool = False
     makes_shapes: bool = False
 
@@ -294,8 +322,8 @@ def kernel(
     is_host: bool = False,
     must_be_fed: bool = False,
     gives_sizes: bool = False,
-    needs_values: bool = False,
-    is_dataflow: bool = False,
+    may_need_values: bool = False,
+    flow: Flow = Flow.PLAIN,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -308,8 +336,8 @@ def kernel(
         is_host: see `Kernel`.
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
-        needs_values: see `Kernel`.
-        is_dataflow: see `Kernel`.
+        may_need_values: see `Kernel`.
+        flow: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -324,8 +352,8 @@ def kernel(
                 made,
                 must_be_fed=must_be_fed,
                 gives_sizes=gives_sizes,
-                needs_values=needs_values,
-                is_dataflow=is_dataflow,
+                may_need_values=may_need_values,
+                flow=flow,
             )
         return fn
 
