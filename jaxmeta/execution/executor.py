@@ -21,14 +21,10 @@ from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
 from jaxmeta.execution.plans import State as State
 from jaxmeta.ops import _definition
-from jaxmeta.ops._definition import Flow
 from jaxmeta.tracing import sizes
 from jaxmeta.tracing.dimensions import Size
 
 NEXT_ITERATION: Final = ordering.NEXT_ITERATION
-_CONTROL_FLOW: Final = frozenset(
-    {Flow.SWITCH, Flow.MERGE, Flow.ENTER, Flow.EXIT, Flow.NEXT, Flow.CONDITION}
-)
 
 
 class Function:
@@ -376,7 +372,7 @@ class _GraphPlan:
 
 def _has_flow(node: graph_pb2.NodeDef) -> bool:
     kernel = _definition.KERNELS.get(node.op)
-    return kernel is not None and kernel.flow in _CONTROL_FLOW
+    return kernel is not None and kernel.flow in _definition.CONTROL_FLOW
 
 
 def _canonical(name: str) -> str:

@@ -12,8 +12,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
@@ -28,7 +31,7 @@ class UnstructuredError(errors.UnsupportedOpError):
     """The nodes are no loops and branches that can be compiled; says why."""
 
 
-@dataclasses.dataclass(eq=False, slots=True)
+@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Unit:
     """A node, or a loop as a whole.
 
@@ -43,6 +46,7 @@ class Unit:
         frame: where it is.
         context: when it runs.
         loop: the frame that it stands for, if any.
+        sides: of a Merge of branches the predicate and its value that each input needs.
     """
 
     index: int
@@ -55,9 +59,10 @@ class Unit:
     frame: Frame | None = None
     context: Context = frozenset()
     loop: Frame | None = None
+    sides: Sequence[tuple[int, int]] = ()
 
 
-@dataclasses.dataclass(eq=False, slots=True)
+@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Frame:
     """A loop, or the graph itself.
 
@@ -68,6 +73,8 @@ class Frame:
         enters: what leads into it.
         exits: what leads out of it.
         condition: the node that says whether there is another iteration.
+        loop: what stands for it in its parent.
+        predicates: what is known of the predicates in it.
     """
 
     name: str
@@ -76,14 +83,19 @@ class Frame:
     enters: list[Unit] = dataclasses.field(default_factory=list)
     exits: list[Unit] = dataclasses.field(default_factory=list)
     condition: Unit | None = None
+    loop: Unit | None = None
+    predicates: Predicates = dataclasses.field(init=False)
 
 
-def find_frames(units: Sequence[Unit], controls: Mapping[int, Sequence[Unit]]) -> Frame:
+def find_frames(
+    units: Sequence[Unit], controls: Mapping[int, Sequence[Unit]], initial: Sequence[Any]
+) -> Frame:
     """Returns the graph's frame, with all units in their frames and contexts.
 
     Args:
         units: the nodes, each after its inputs but for what leads back in loops.
         controls: those that must run before a unit for no value of theirs, by its index.
+        initial: the values that are known already, by place.
 
     Raises:
         GraphError: TensorFlow could not run the nodes.
@@ -98,7 +110,7 @@ def find_frames(units: Sequence[Unit], controls: Mapping[int, Sequence[Unit]]) -
         if unit.flow is Flow.MERGE:
             inputs = [source for source in inputs if source.flow is not Flow.NEXT]
         unit.before = [*inputs, *controls.get(unit.index, ())]
-    _nest(root, units)
+    _nest(root, units, initial)
     return root
 
 
@@ -157,7 +169,11 @@ def _malformed(unit: Unit, what: str) -> errors.GraphError:
 # --- nesting -----------------------------------------------------------------------------------
 
 
-def _nest(root: Frame, units: Sequence[Unit]) -> None:
+def _depth(frame: Frame) -> int:
+    return 0 if frame.parent is None else 1 + _depth(frame.parent)
+
+
+def _nest(root: Frame, units: Sequence[Unit], initial: Sequence[Any]) -> None:
     """Puts each loop as one unit into the frame around it, and works out contexts inside out."""
     loops: dict[Frame, Unit] = {}
 
@@ -166,7 +182,7 @@ def _nest(root: Frame, units: Sequence[Unit]) -> None:
             first = frame.enters[0]
             unit = Unit(first.index, first.node, None, Flow.PLAIN, [], [], loop=frame)
             unit.frame = frame.parent
-            loops[frame] = unit
+            loops[frame] = frame.loop = unit
             assert frame.parent is not None
             holder_of(frame.parent).append(unit)
         return loops[frame]
@@ -190,8 +206,8 @@ def _nest(root: Frame, units: Sequence[Unit]) -> None:
     for frame in [*loops, root]:
         for unit in frame.units:
             unit.before = list(dict.fromkeys(unit.before))
-    for frame in (root, *loops):
-        _find_contexts(frame, loops)
+    for frame in sorted((root, *loops), key=_depth):
+        _find_contexts(frame, initial)
 
 
 def _lift(units: Sequence[Unit], loops: Mapping[Frame, Unit]) -> None:
@@ -228,16 +244,16 @@ def _found(units: Iterable[Unit | None]) -> list[Unit]:
 # --- contexts ----------------------------------------------------------------------------------
 
 
-def _find_contexts(frame: Frame, loops: Mapping[Frame, Unit]) -> None:
+def _find_contexts(frame: Frame, initial: Sequence[Any]) -> None:
     """Works out when each unit of a frame runs."""
     sources: dict[int, tuple[Unit, int]] = {}
     for unit in frame.units:
         for index, place in enumerate(unit.outputs):
             sources[place] = unit, index
-    names = Predicates(frame)
+    names = frame.predicates = Predicates(frame, initial)
     for unit in in_order(frame.units):
         contexts = [
-            output_context(*sources[place], names) for place in _taken(unit) if place in sources
+            names.output_context(*sources[place]) for place in _taken(unit) if place in sources
         ]
         data = {sources[place][0] for place in _taken(unit) if place in sources}
         others = [b.context for b in unit.before if b not in data]
@@ -258,13 +274,6 @@ def _taken(unit: Unit) -> Sequence[int]:
     return [place for enter in unit.loop.enters for place in enter.inputs]
 
 
-def output_context(unit: Unit, index: int, names: Predicates) -> Context:
-    """Returns when an output of a unit is alive."""
-    if unit.flow is Flow.SWITCH:
-        return unit.context | {(names.canonical(unit.inputs[1]), index)}
-    return unit.context
-
-
 def _merged(unit: Unit, contexts: Sequence[Context]) -> Context:
     if len(contexts) != 2:
         raise UnstructuredError(f"node {unit.node.name!r} merges {len(contexts)} branches")
@@ -273,6 +282,7 @@ def _merged(unit: Unit, contexts: Sequence[Context]) -> Context:
     if [len(r) for r in rest] == [1, 1]:
         ((one, first),), ((other, second),) = rest
         if one == other and first != second:
+            unit.sides = (one, first), (other, second)
             return shared
     raise UnstructuredError(
         f"node {unit.node.name!r} merges what is not two branches of one predicate"
@@ -280,27 +290,56 @@ def _merged(unit: Unit, contexts: Sequence[Context]) -> Context:
 
 
 class Predicates:
-    """What predicates are the same, because one is only passed on as the other."""
+    """What predicates of a frame say the same.
 
-    def __init__(self, frame: Frame) -> None:
+    One may be only passed on as another, also into a loop, or ask which input a Merge took.
+    """
+
+    def __init__(self, frame: Frame, initial: Sequence[Any]) -> None:
+        """Takes a frame, whose parents' are known, and the values that are known, by place."""
+        self._initial = initial
         self._passed: dict[int, int] = {}
+        self._merges: dict[int, Unit] = {}
+        self._compared: dict[int, Sequence[int]] = {}
         for unit in frame.units:
             if unit.flow in (Flow.SAME, Flow.CONDITION):
                 self._passed[unit.outputs[0]] = unit.inputs[0]
             elif unit.flow is Flow.SWITCH:
                 self._passed.update(dict.fromkeys(unit.outputs, unit.inputs[0]))
-        entered: dict[int, int] = {}
-        for enter in frame.enters:
-            if enter.node.attr["is_constant"].b:
-                first = entered.setdefault(enter.inputs[0], enter.outputs[0])
-                if first != enter.outputs[0]:
-                    self._passed[enter.outputs[0]] = first
+            elif unit.flow is Flow.COMPARISON:
+                self._compared[unit.outputs[0]] = unit.inputs
+            elif unit.flow is Flow.MERGE and len(unit.outputs) > 1:
+                self._merges[unit.outputs[1]] = unit
+        self.implied: Context = frozenset()
+        if frame.parent is not None and frame.loop is not None:
+            outside = frame.parent.predicates
+            self.implied = frame.loop.context | outside.implied
+            for enter in frame.enters:
+                if enter.node.attr["is_constant"].b:
+                    self._passed[enter.outputs[0]] = outside.canonical(enter.inputs[0])
 
     def canonical(self, place: int) -> int:
         """Returns the place that a predicate comes from."""
         while place in self._passed:
             place = self._passed[place]
         return place
+
+    def side(self, place: int, value: int) -> tuple[int, int]:
+        """Returns the predicate that decides whether the one at a place has a value, and how."""
+        place = self.canonical(place)
+        for first, second in itertools.permutations(self._compared.get(place, ()), 2):
+            merge = self._merges.get(self.canonical(first))
+            asked = self._initial[self.canonical(second)]
+            if merge is not None and merge.sides and isinstance(asked, np.ndarray):
+                predicate, taken = merge.sides[int(asked)]
+                return predicate, taken if value else 1 - taken
+        return place, value
+
+    def output_context(self, unit: Unit, index: int) -> Context:
+        """Returns when an output of a unit is alive."""
+        if unit.flow is Flow.SWITCH:
+            return unit.context | ({self.side(unit.inputs[1], index)} - self.implied)
+        return unit.context
 
 
 def in_order(units: Sequence[Unit]) -> list[Unit]:
@@ -360,7 +399,7 @@ class _Ready:
 # --- branches ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Branches:
     """Units that run under the one value of a predicate or the other, and what merges them.
 
@@ -379,13 +418,12 @@ class Branches:
 Item: TypeAlias = Unit | Branches
 
 
-def arrange(units: Sequence[Unit], context: Context, names: Predicates) -> list[Item]:
+def arrange(units: Sequence[Unit], context: Context) -> list[Item]:
     """Returns units of one frame in the order in which they run, in few branches.
 
     Args:
         units: all that run in a context or under branches in it.
         context: the context.
-        names: of the predicates in the frame.
 
     Raises:
         UnstructuredError: a predicate is known only under another one.
@@ -402,18 +440,10 @@ def arrange(units: Sequence[Unit], context: Context, names: Predicates) -> list[
         source = by_place.get(predicate)
         return len(source.context - context) if source is not None else 0
 
-    def side_of(merge: Unit, position: int) -> tuple[int, int]:
-        """Returns the predicate of a merge's input, and the value that it needs."""
-        place = merge.inputs[position]
-        source = by_place[place]
-        alive = output_context(source, list(source.outputs).index(place), names)
-        (side,) = alive - merge.context
-        return side
-
     def branch_of(unit: Unit) -> object:
         rest = contexts[unit]
-        if unit.flow is Flow.MERGE and not rest:
-            return side_of(unit, 0)[0]
+        if unit.sides and not rest:
+            return unit.sides[0][0]
         if not rest:
             return None
         predicates = sorted(
@@ -435,9 +465,9 @@ def arrange(units: Sequence[Unit], context: Context, names: Predicates) -> list[
         for value in (0, 1):
             inside = context | {(key, value)}
             own = [unit for unit in group if (key, value) in unit.context]
-            sides.append(arrange(own, inside, names))
+            sides.append(arrange(own, inside))
         merges = [
-            (unit, (0, 1) if side_of(unit, 0)[1] == 0 else (1, 0))
+            (unit, (0, 1) if unit.sides[0][1] == 0 else (1, 0))
             for unit in group
             if not contexts[unit]
         ]

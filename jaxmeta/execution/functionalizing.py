@@ -49,7 +49,7 @@ def functionalize(
         ]
         for unit in units
     }
-    root = frames.find_frames(units, controls)
+    root = frames.find_frames(units, controls, initial)
     alive = _alive_outputs(root)
     inside = {place for unit in units for place in unit.outputs}
     if not all(place in alive or place not in inside for place in results):
@@ -58,7 +58,7 @@ def functionalize(
         )
     making = _Making(units, initial)
     wanted = [making.resolve(place) for place in results]
-    items = frames.arrange(root.units, frozenset(), frames.Predicates(root))
+    items = frames.arrange(root.units, frozenset())
     return making.steps(items, frozenset(wanted)), wanted
 
 
@@ -84,12 +84,11 @@ def _units(
 
 def _alive_outputs(root: Frame) -> set[int]:
     """Returns the places in the graph's frame whose values are there in any case."""
-    names = frames.Predicates(root)
     return {
         place
         for unit in root.units
         for index, place in enumerate(unit.outputs)
-        if not frames.output_context(unit, index, names)
+        if not root.predicates.output_context(unit, index)
     }
 
 
@@ -182,7 +181,7 @@ class _Making:
         body, wanted = parts.body, frozenset(self.resolve(p) for p in parts.next_values)
         condition = self.resolve(parts.condition.inputs[0])
         steps = [
-            self.steps(frames.arrange(units, context, parts.names), needed)
+            self.steps(frames.arrange(units, context), needed)
             for units, context, needed in (
                 (parts.test, frozenset(), frozenset([condition])),
                 (body, frozenset([(parts.predicate, 1)]), wanted),
@@ -236,7 +235,7 @@ class _LoopParts:
         if frame.condition is None:
             raise UnstructuredError(f"the loop {frame.name!r} has no condition")
         self.condition = frame.condition
-        self.names = frames.Predicates(frame)
+        self.names = frame.predicates
         self.predicate = self.names.canonical(self.condition.outputs[0])
         self._sources = {p: (u, i) for u in frame.units for i, p in enumerate(u.outputs)}
         self._find_variables()
@@ -276,7 +275,7 @@ class _LoopParts:
         if place not in self._sources:
             return frozenset()
         unit, index = self._sources[place]
-        return frames.output_context(unit, index, self.names)
+        return self.names.output_context(unit, index)
 
     def _check_contexts(self) -> None:
         where = f"the loop {self._frame.name!r}"

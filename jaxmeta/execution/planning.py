@@ -19,7 +19,6 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, functionalizing
 from jaxmeta.execution.plans import Plan, State, Step
 from jaxmeta.ops import _definition
-from jaxmeta.ops._definition import Flow
 from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 
 _EMPTY: Final = inspect.Parameter.empty
@@ -142,7 +141,7 @@ class Planner:
             for index, place in enumerate(inputs)
             if place in self.references and not (taken and dtypes.is_reference(taken[index]))
         ]
-        if read and kernel.flow not in (Flow.PLAIN, Flow.SAME):
+        if read and kernel.flow in _definition.CONTROL_FLOW:
             for index in read:
                 inputs[index] = self._add_read(node, index, inputs[index])
             read = []

@@ -144,6 +144,7 @@ class Flow(enum.Enum):
         CONDITION: says whether there is one.
         TRIGGER: runs, dead inputs or not.
         SAME: is plain, and gives what it is given.
+        COMPARISON: is plain, and says whether its two inputs are equal.
     """
 
     PLAIN = enum.auto()
@@ -155,6 +156,7 @@ class Flow(enum.Enum):
     CONDITION = enum.auto()
     TRIGGER = enum.auto()
     SAME = enum.auto()
+    COMPARISON = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,6 +262,10 @@ def bools(*shape: int) -> Spec:
     return Spec(shape, np.bool_)
 
 
+CONTROL_FLOW: Final = frozenset(
+    {Flow.SWITCH, Flow.MERGE, Flow.ENTER, Flow.EXIT, Flow.NEXT, Flow.CONDITION}
+)
+"""What an op does that is not plain."""
 LOWERINGS: Final[dict[str, Callable[..., Any]]] = {}
 """Primitive name to lowering."""
 KERNELS: Final[dict[str, Kernel]] = {}
@@ -358,6 +364,11 @@ def kernel(
         return fn
 
     return register
+
+
+def declare_flow(op: str, flow: Flow) -> None:
+    """Says what an op that has a kernel does in TensorFlow 1's control flow."""
+    KERNELS[op] = dataclasses.replace(KERNELS[op], flow=flow)
 
 
 def string_kernel(*ops: str) -> Callable[[_Function], _Function]:

@@ -12,8 +12,10 @@ from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
+    Flow,
     LoweringContext,
     bools,
+    declare_flow,
     example,
     f32,
     i32,
@@ -31,6 +33,7 @@ def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable
 
 
 binary("Equal", "eq", lax.eq, INTS, (bools(3), bools(3)), gradient=False)
+declare_flow("Equal", Flow.COMPARISON)
 binary("NotEqual", "ne", lax.ne, INTS, (bools(3), bools(3)), gradient=False)
 _compare("Less", "lt", lax.lt, lambda x, y: lax.bitwise_and(lax.bitwise_not(x), y))
 _compare("LessEqual", "le", lax.le, lambda x, y: lax.bitwise_or(lax.bitwise_not(x), y))
