@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-_SCRIPTS = ("import_export", "dispatch", "resume", "step_time", "checkpoint", "zoo")
+_SCRIPTS = ("import_export", "dispatch", "resume", "step_time", "checkpoint", "loops", "zoo")
 _TWO_SIZES = ("checkpoint",)  # have no --full
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta._proto import graph_pb2
 
 Program = Callable[[Any, Any], Any]
 
