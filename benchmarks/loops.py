@@ -1,8 +1,8 @@
 """Is a recurrent network that TensorFlow 1 wrote as fast in jaxmeta as in TensorFlow?
 
-A train step of an LSTM over time, as `dynamic_rnn` writes it: a loop of Enter, Merge, Switch and Exit
-nodes with arrays of tensors, and its gradient with stacks. jaxmeta compiles the loops; the same
-step run op by op, and TensorFlow's `Session.run`, are beside it.
+A train step of an LSTM over time, as `dynamic_rnn` writes it: a loop of Enter, Merge, Switch and
+Exit nodes with arrays of tensors, and its gradient with stacks. jaxmeta compiles the loops; the
+same step run op by op, and TensorFlow's `Session.run`, are beside it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import jaxmeta
+from jaxmeta._proto import graph_pb2
+from jaxmeta.execution import executor
 
 Program = Callable[[Any, Any], Any]
 
@@ -63,6 +65,15 @@ def by_value(tf: Any, x: Any) -> Any:
         [tf.constant(0), x],
     )
     return [i, y, *tf.gradients(y, x)]
+
+
+def loop_of_known_length(tf: Any, x: Any) -> Any:
+    """A loop that counts to a number, and the gradients of what it gives."""
+    tf1 = tf.compat.v1
+    _, y = tf1.while_loop(
+        lambda i, _: i < 4, lambda i, y: (i + 1, tf.sin(y) * x), [tf.constant(0), x]
+    )
+    return [y, *tf.gradients(y, x)]
 
 
 def cases(tf: Any, x: Any) -> Any:
@@ -191,3 +202,136 @@ def test_compiled_values_are_tensorflows(program, sign, rng, tmp_path, tensorflo
     found, op_by_op = run_twice(written, value)
     assert op_by_op == {}
     assert_same(found, written.expected)
+
+
+def as_function(written: Written) -> Callable[[Any], Any]:
+    """Returns what a graph computes of x, as a function that JAX can trace."""
+    with jaxmeta.Graph().as_default() as graph:
+        jaxmeta.import_meta_graph(written.path)
+    library = executor.Library(graph.functions)
+    plan = executor.plan_graph(graph.nodes, library, ["x:0"], written.fetches)
+    return lambda x: plan.run([x], executor.State({}))
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize("program", [loop_of_known_length, higher_order])
+def test_loops_of_known_length_are_differentiated_batched_and_exported(
+    program, rng, tmp_path, tensorflow
+):
+    value = rng.uniform(0.2, 1.5, (3, 2)).astype(np.float32)
+    written = Written(tensorflow, tmp_path, program, value)
+    function = as_function(written)
+    *_, slope = written.expected[0]  # of the sum of the others
+    found = jax.grad(lambda x: sum(y.sum() for y in function(x)[:-1]))(value)
+    np.testing.assert_allclose(found, slope, rtol=2e-4, atol=1e-5)
+    batch = np.stack([value, value * 0.5])
+    assert_same([y[0] for y in jax.vmap(function)(batch)], written.expected[0])
+
+    graph = jaxmeta.Graph()
+    graph.add_signature("again", function, value)
+    with jaxmeta.Session(graph=graph) as session:
+        fetches = [f"again:{index}" for index in range(len(written.fetches))]
+        (placeholder,) = [node.name for node in graph.nodes.values() if node.op == "Placeholder"]
+        assert_same(session.run(fetches, {f"{placeholder}:0": value}), written.expected[0])
+
+
+def trained(tf: Any, x: Any) -> Any:
+    """Training by the gradients of a loop, and branches that assign."""
+    tf1 = tf.compat.v1
+    weights = tf1.get_variable("w", initializer=[[0.5, 0.1], [0.2, -0.3]], use_resource=True)
+    count = tf1.get_variable("n", initializer=0, use_resource=True)
+    _, y = tf1.while_loop(
+        lambda i, _: i < 4, lambda i, y: (i + 1, tf.tanh(y @ weights)), [tf.constant(0), x]
+    )
+    loss = tf.reduce_sum(y * y)
+    (slope,) = tf.gradients(loss, weights)
+    with tf.control_dependencies([weights.assign_sub(0.1 * slope)]):
+        counted = tf1.cond(loss > 0, lambda: count.assign_add(2), lambda: count.assign_add(5))
+    with tf.control_dependencies([counted]):
+        return [tf.identity(loss), tf.identity(counted), weights.read_value()]
+
+
+@pytest.mark.needs_tf
+def test_training_through_a_loop_follows_tensorflow(rng, tmp_path, tensorflow):
+    value = rng.uniform(0.2, 1.5, (3, 2)).astype(np.float32)
+    written = Written(tensorflow, tmp_path, trained, value)
+    found, op_by_op = run_twice(written, value)
+    assert op_by_op == {}
+    assert_same(found, written.expected)
+
+
+@pytest.mark.needs_tf
+def test_what_cannot_be_compiled_runs_op_by_op_and_says_why(rng, tmp_path, tensorflow):
+    def growing(tf: Any, x: Any) -> Any:
+        shapes = [tf.TensorShape([None])]
+        start = [tf.reshape(x, [-1])]
+        loop = tf.compat.v1.while_loop
+        return loop(
+            lambda y: tf.reduce_sum(y) < 90.0, lambda y: [tf.concat([y, y], 0)], start, shapes
+        )
+
+    value = rng.uniform(0.2, 1.5, (3, 2)).astype(np.float32)
+    written = Written(tensorflow, tmp_path, growing, value)
+    found, op_by_op = run_twice(written, value)
+    assert_same(found, written.expected)
+    (reason,) = op_by_op.values()
+    assert "changes the shape of what it carries" in reason
+
+
+@pytest.mark.needs_tf
+def test_compiled_index_outside_of_its_array_is_refused(rng, tmp_path, tensorflow):
+    def outside(tf: Any, x: Any) -> Any:
+        array = tf.compat.v1.TensorArray(tf.float32, size=3).unstack(x)
+        return array.read(tf.cast(tf.reduce_sum(x) * 0 + 4, tf.int32))
+
+    value = rng.uniform(0.2, 1.5, (3, 2)).astype(np.float32)
+    with pytest.raises(tensorflow.errors.OpError):
+        Written(tensorflow, tmp_path, outside, value)
+    path = str(tmp_path / "theirs.meta")
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as session:
+        jaxmeta.import_meta_graph(path)
+        name = next(n.name for n in graph.nodes.values() if n.op == "TensorArrayReadV3")
+        with pytest.raises(jaxmeta.InvalidArgumentError, match="read from index 4"):
+            session.run(f"{name}:0", {"x:0": value})
+
+
+# --- graphs that nobody can run -----------------------------------------------------------------
+
+
+def node(name: str, op: str, *inputs: str, **attrs: Any) -> graph_pb2.NodeDef:
+    made = graph_pb2.NodeDef(name=name, op=op, input=inputs)
+    made.attr["T"].type = graph_pb2.DT_FLOAT
+    for key, value in attrs.items():
+        made.attr[key].s = value
+    return made
+
+
+def constant(value: Any = 1.0) -> graph_pb2.NodeDef:
+    made = graph_pb2.NodeDef(name="c", op="Const")
+    made.attr["dtype"].type = made.attr["value"].tensor.dtype = graph_pb2.DT_FLOAT
+    made.attr["value"].tensor.float_val.append(value)
+    made.attr["value"].tensor.tensor_shape.SetInParent()
+    return made
+
+
+BAD_GRAPHS = {
+    "nothing entered one": [constant(), node("y", "Exit", "c")],
+    "fewer than two inputs": [constant(), node("y", "Merge", "c")],
+    "in no loop": [constant(), node("y", "NextIteration", "c")],
+    "in different frames": [
+        constant(),
+        node("e", "Enter", "c", frame_name=b"loop"),
+        node("y", "AddV2", "e", "c"),
+    ],
+    "cycle": [constant(), node("a", "AddV2", "c", "y"), node("y", "Identity", "a")],
+}
+
+
+@pytest.mark.parametrize("message", BAD_GRAPHS)
+def test_graph_that_tensorflow_could_not_run_is_refused(message):
+    nodes = {item.name: item for item in BAD_GRAPHS[message]}
+    for item in nodes.values():
+        if item.op == "Merge":
+            item.attr["N"].i = len(item.input)
+    with pytest.raises(jaxmeta.GraphError, match=message):
+        executor.plan_graph(nodes, executor.Library({}), [], ["y:0"])
