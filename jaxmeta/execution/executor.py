@@ -333,7 +333,12 @@ class _GraphPlan:
     def plan(self) -> Plan:
         """Returns the plan of a graph without control flow of TensorFlow 1."""
         planner, arguments, results = self._planned(is_dataflow=False)
-        return planner.finish(arguments, results)
+        plan = planner.finish(arguments, results)
+        if plan.is_host and plan.may_need_values:  # perhaps only for assertions
+            planner, arguments, results = self._planned(is_dataflow=False, is_compiled=True)
+            traced = planner.finish(arguments, results)
+            return plan if traced.is_host else traced
+        return plan
 
     def dataflow_plan(self, refusal: str) -> Plan:
         """Returns a plan that can only run op by op, and says why."""
@@ -347,11 +352,13 @@ class _GraphPlan:
             GraphError: TensorFlow could not run the nodes.
             UnstructuredError: they cannot be compiled; says why.
         """
-        planner, arguments, results = self._planned(is_dataflow=False)
+        planner, arguments, results = self._planned(is_dataflow=False, is_compiled=True)
         return planner.finish(arguments, planner.functionalize(self._ordered, results))
 
-    def _planned(self, *, is_dataflow: bool) -> tuple[Planner, list[int], list[int]]:
-        planner = Planner(self._library)
+    def _planned(
+        self, *, is_dataflow: bool, is_compiled: bool = False
+    ) -> tuple[Planner, list[int], list[int]]:
+        planner = Planner(self._library, is_compiled=is_compiled)
         fed = {_canonical(name) for name in self._feeds}
         arguments = [planner.add_place(_canonical(name)) for name in self._feeds]
         refs = _graph_refs(self._library)

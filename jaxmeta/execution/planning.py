@@ -47,8 +47,10 @@ class UnknownInput(errors.GraphError):
 class Planner:
     """Makes the steps of one plan; holds the places of the tensors met so far."""
 
-    def __init__(self, library: FunctionLibrary) -> None:
+    def __init__(self, library: FunctionLibrary, *, is_compiled: bool = False) -> None:
         self._library = library
+        self._is_compiled = is_compiled  # whether its loops and branches shall be
+        self._strings: set[int] = set()
         self.places: dict[str, int] = {}
         self.env: list[Any] = []
         self.steps: list[Step] = []
@@ -109,7 +111,7 @@ class Planner:
             self.foldable[len(env)] = len(self.steps)
             if at_need or not self.at_need.isdisjoint(inputs):
                 self.at_need.add(len(env))
-        if kernel.is_host:
+        if kernel.is_host or (op not in _definition.TRACED_KERNELS and self._takes_string(inputs)):
             self.is_host = True
         if kernel.may_need_values or self._library.calls_may_need_values(node):
             self.may_need_values = True
@@ -122,6 +124,9 @@ class Planner:
         else:
             outputs = [self.add_place(ref) for ref in refs]
             self.steps.append((run, inputs, -1, outputs, kernel, node))
+
+    def _takes_string(self, inputs: Sequence[int]) -> bool:
+        return bool(self._strings) and not self._strings.isdisjoint(inputs)
 
     def _dereference(
         self,
@@ -181,7 +186,8 @@ class Planner:
         else:
             place = self._constant_places[node.name] = self.add_place(name, value)
             if value.dtype == object:
-                self.is_host = True
+                self._strings.add(place)
+                self.is_host = self.is_host or not self._is_compiled
             elif value.dtype == np.int32 and value.size <= _MOST_SIZES:
                 self.foldable[place] = _NO_STEP
 
@@ -214,6 +220,8 @@ class Planner:
         if _definition.PRIMITIVE_ATTR in attr:
             primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
             kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
+        if kernel is None and self._is_compiled:
+            kernel = _definition.TRACED_KERNELS.get(op)
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
         if kernel is None:

@@ -274,6 +274,9 @@ HOST_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel that computes with sizes, as numpy arrays, while tracing."""
 STRING_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel of nodes that are given strings, where another one is for numbers."""
+TRACED_KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to the kernel in a plan whose loops and branches are compiled, where another works on
+the host."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
 EXAMPLES: Final[list[Example]] = []
@@ -386,6 +389,20 @@ def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
             if op in STRING_KERNELS:
                 raise TypeError(f"op {op!r} has a kernel for strings already")
             STRING_KERNELS[op] = _make_kernel(fn, op, (), is_host=True)
+        return fn
+
+    return register
+
+
+def traced_kernel(*ops: str) -> Callable[[_Function], _Function]:
+    """Registers a function as the kernel of ops in plans whose loops and branches are compiled.
+
+    Raises:
+        TypeError: the signature does not fit an op.
+    """
+
+    def register(fn: _Function) -> _Function:
+        TRACED_KERNELS.update((op, _make_kernel(fn, op, (), is_host=False)) for op in ops)
         return fn
 
     return register

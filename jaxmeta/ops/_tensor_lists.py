@@ -176,12 +176,18 @@ def element_of(items: AnyList) -> Any:
     for item in items.items:
         if item is not None:
             found = common_element(found, _spec(item))
-    shape = items.element_shape
-    if found is None and shape is not None and min(shape, default=0) >= 0:
-        number = items.dtype_number
-        if number != dtypes.VARIANT:
-            found = jax.ShapeDtypeStruct(shape, _dtype(number))
     return found
+
+
+def _declared_element(items: AnyList) -> Any:
+    """Returns the spec of an array that a list was made for, or None if it does not say."""
+    shape, number = items.element_shape, items.dtype_number
+    is_full = shape is not None and min(shape, default=0) >= 0 and number != dtypes.VARIANT
+    return jax.ShapeDtypeStruct(shape, _dtype(number)) if is_full else None
+
+
+def _without_constants(element: Any) -> Any:
+    return jax.tree.map(_as_spec, element, is_leaf=_is_leaf)
 
 
 def _dtype(number: int) -> Any:
@@ -256,6 +262,9 @@ def stacked(
         UnsupportedOpError: elements are of different shapes, or nothing says of which.
     """
     element = common_element(element_of(items), element)
+    element = _declared_element(items) if element is None else element
+    if isinstance(items, TensorList) and any(item is None for item in items.items):
+        element = _without_constants(element)  # what was not set is zeros
     if element is None:
         raise errors.UnsupportedOpError("the shape of a list's elements is not known")
     capacity = max(capacity_of(items), capacity or 0)
@@ -495,7 +504,8 @@ def lengthened(items: AnyList, value: Any, length: Any) -> StackedList:
     """
     is_sealed = isinstance(items, StackedList) and items.is_sealed
     capacity = capacity_of(items) + (not is_sealed)
-    made = stacked(items, _spec(value), capacity, is_sealed=is_sealed)
+    element = _without_constants(_spec(value))
+    made = stacked(items, element, capacity, is_sealed=is_sealed)
     return dataclasses.replace(made, length=length)
 
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors
-from jaxmeta.ops._definition import kernel, string_kernel
+from jaxmeta.ops._cells import check
+from jaxmeta.ops._definition import kernel, string_kernel, traced_kernel
 from jaxmeta.ops._indexing import index_of_slices
 from jaxmeta.ops._operands import ints
 
@@ -133,6 +134,14 @@ def assert_kernel(condition: Any, *data: Any, summarize: int) -> tuple[()]:
     if not isinstance(condition, jax.core.Tracer) and not np.all(condition):
         shown = [np.ravel(item)[: summarize if summarize >= 0 else None].tolist() for item in data]
         raise errors.InvalidArgumentError(f"an assertion of the graph does not hold: {shown}")
+    return ()
+
+
+@traced_kernel("Assert")
+def assert_at_the_end(state: Any, condition: Any, *data: Any) -> tuple[()]:
+    """Has the run fail when it ends; it runs again op by op then, and shows the data."""
+    del data
+    check(state, condition, "an assertion of the graph does not hold")
     return ()
 
 

@@ -177,7 +177,7 @@ def _shape_of_gradient(state: Any, handle: TensorArray, index: Any) -> tuple[int
         like = forward.items[int(index)] if int(index) < len(forward.items) else None
         return None if like is None else np.shape(like)
     element: Any = None if forward is None else tensor_lists.element_of(forward)
-    return None if element is None else tuple(element.shape)
+    return tuple(element.shape) if isinstance(element, jax.ShapeDtypeStruct) else None
 
 
 @kernel(*_names("Scatter"), may_need_values=True)
