@@ -245,15 +245,22 @@ def measure_program(name: str, rounds: int, folder: str) -> reporting.Row:
     }
 
 
-def measure_chain(nodes: int, rounds: int, folder: str) -> reporting.Row:
-    """Returns the row of one size of chain; microseconds are CPU time."""
+def measure_chain(nodes: int, rounds: int, folder: str, is_compared: bool) -> reporting.Row:
+    """Returns the row of one size of chain; microseconds are CPU time.
+
+    Args:
+        nodes: of the chain.
+        rounds: how often each way is measured.
+        folder: for the file.
+        is_compared: whether TensorFlow is measured as well, where it is installed.
+    """
     path = f"{folder}/nodes_{nodes}.meta"
     variants: dict[str, Callable[[], Any]] = {
         "export": functools.partial(_fresh, "export_chain", nodes=nodes, path=path),
         "import": functools.partial(_fresh, "import_chain", nodes=nodes, path=path),
     }
     variants["export"]()  # there must be a file before the first round
-    has_tensorflow = timing.has_package("tensorflow")
+    has_tensorflow = is_compared and timing.has_package("tensorflow")
     if has_tensorflow:
         variants["tf"] = functools.partial(_fresh, "tensorflow_chain", nodes=nodes, path=path)
     samples = timing.interleave(variants, rounds)
@@ -300,10 +307,13 @@ def _add_targets(
     if linear and last["nodes"] > _LINEAR_FROM:
         growth = last["import us"] / linear[0]["import us"]
         report.target(f"import us a node, {size} / {_LINEAR_FROM:,}", growth, 1.3)
-    if "TF import us" in last:
-        report.target(f"import / TensorFlow, {size}", last["import/TF"], 0.3)
-        report.target(f"peak memory of import / TensorFlow, {size}", last["peak/TF"], 1.0)
-        report.target(f"export / TensorFlow, {size}", last["export/TF"], 0.5)
+        growth = last["export us"] / linear[0]["export us"]
+        report.target(f"export us a node, {size} / {_LINEAR_FROM:,}", growth, 1.3)
+    for row in [row for row in chains if "TF import us" in row][-1:]:
+        size = f"{row['nodes']:,} nodes"
+        report.target(f"import / TensorFlow, {size}", row["import/TF"], 0.3)
+        report.target(f"peak memory of import / TensorFlow, {size}", row["peak/TF"], 1.0)
+        report.target(f"export / TensorFlow, {size}", row["export/TF"], 0.5)
 
 
 def _draw(figure: Any, programs: Sequence[reporting.Row], chains: Sequence[reporting.Row]) -> None:
@@ -321,7 +331,8 @@ def _draw(figure: Any, programs: Sequence[reporting.Row], chains: Sequence[repor
     nodes = [row["nodes"] for row in chains]
     for column in ("import us", "export us", "TF import us", "TF export us"):
         if column in chains[0]:
-            right.plot(nodes, [row[column] for row in chains], marker="o", label=column[:-3])
+            heights = [row.get(column) for row in chains]
+            right.plot(nodes, heights, marker="o", label=column.removesuffix(" us"))
     right.set(title="a chain of nodes", xlabel="nodes", ylabel="CPU us a node")
     right.set(xscale="log", yscale="log")
     right.legend()
@@ -330,12 +341,11 @@ def _draw(figure: Any, programs: Sequence[reporting.Row], chains: Sequence[repor
 def main() -> None:
     options = timing.arguments(__doc__)
     names = ["mlp", "small_gpt", "resnet50", "gpt2_small", "chain:100000"]
-    sizes = [1_000, 10_000, 100_000]
+    sizes = [1_000, 10_000, 100_000, 1_000_000]
     rounds = 9 if options.full else 5
     if options.quick:
         names, sizes, rounds = ["mlp", "chain:1000"], [1_000], 1
-    elif options.full:
-        sizes.append(1_000_000)
+    compared = 1_000_000 if options.full else 100_000  # beyond, TensorFlow takes minutes
     report = reporting.Report("import_export", "From a program to a file and back")
     report.note(
         "Seconds and microseconds are CPU time of processes that did nothing else before; medians "
@@ -347,7 +357,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         programs = [measure_program(name, rounds, folder) for name in names]
         report.table("Programs", programs)
-        chains = [measure_chain(n, 3 if n > 100_000 else rounds, folder) for n in sizes]
+        chains = [
+            measure_chain(n, 3 if n > 100_000 else rounds, folder, n <= compared) for n in sizes
+        ]
         report.table("Chains of nodes, a node", chains)
     _add_targets(report, programs, chains)
     report.write(options.output, functools.partial(_draw, programs=programs, chains=chains))

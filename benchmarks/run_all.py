@@ -10,7 +10,17 @@ import pathlib
 import subprocess
 import sys
 
-_SCRIPTS = ("import_export", "dispatch", "resume", "step_time", "checkpoint", "loops", "zoo")
+_SCRIPTS = (
+    "import_export",
+    "dispatch",
+    "resume",
+    "step_time",
+    "checkpoint",
+    "loops",
+    "memory",
+    "importing",
+    "zoo",
+)
 _TWO_SIZES = ("checkpoint",)  # have no --full
 
 

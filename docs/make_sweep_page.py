@@ -74,6 +74,8 @@ def main() -> None:
 
 
 def _refused() -> list[str]:
+    if not expected.REFUSED:
+        return []
     lines = [
         "",
         "## Refused with UnsupportedPrimitiveError",

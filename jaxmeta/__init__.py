@@ -34,11 +34,14 @@ from jaxmeta.errors import CheckpointError as CheckpointError
 from jaxmeta.errors import CheckpointPathError as CheckpointPathError
 from jaxmeta.errors import CheckpointTypeError as CheckpointTypeError
 from jaxmeta.errors import CustomCallError as CustomCallError
+from jaxmeta.errors import DataLossError as DataLossError
 from jaxmeta.errors import DeadlineExceededError as DeadlineExceededError
 from jaxmeta.errors import DerivativeError as DerivativeError
 from jaxmeta.errors import DtypeError as DtypeError
+from jaxmeta.errors import FailedPreconditionError as FailedPreconditionError
 from jaxmeta.errors import FeedError as FeedError
 from jaxmeta.errors import FeedTypeError as FeedTypeError
+from jaxmeta.errors import FileAccessError as FileAccessError
 from jaxmeta.errors import FinalizedGraphError as FinalizedGraphError
 from jaxmeta.errors import FormatError as FormatError
 from jaxmeta.errors import GraphError as GraphError
@@ -50,6 +53,7 @@ from jaxmeta.errors import MissingNodeError as MissingNodeError
 from jaxmeta.errors import MissingPackageError as MissingPackageError
 from jaxmeta.errors import NameTakenError as NameTakenError
 from jaxmeta.errors import NotBuiltError as NotBuiltError
+from jaxmeta.errors import NotFoundError as NotFoundError
 from jaxmeta.errors import OperationError as OperationError
 from jaxmeta.errors import OutOfRangeError as OutOfRangeError
 from jaxmeta.errors import SessionError as SessionError

@@ -104,6 +104,31 @@ def dtype_from_number(number: int) -> np.dtype[Any]:
         raise errors.DtypeError(f"DataType {number} ({name}) has no numpy dtype") from None
 
 
+_SCALE: Final = _numpy_dtype("float8_e8m0fnu")  # which TensorFlow has not
+
+
+def is_scale(dtype: Any) -> bool:
+    """Returns whether a dtype is that of scales, powers of two, which TensorFlow has not."""
+    return _SCALE is not None and bool(dtype == _SCALE)
+
+
+def dtype_from_name(name: str) -> np.dtype[Any]:
+    """Returns the numpy dtype of a name, also of those that TensorFlow has not.
+
+    Raises:
+        DtypeError: there is none of that name here.
+    """
+    dtype = _numpy_dtype(name)
+    if dtype is None:
+        raise errors.DtypeError(f"there is no dtype named {name!r}")
+    return dtype
+
+
+def pairs() -> list[tuple[np.dtype[Any], int]]:
+    """Returns all numpy dtypes that TensorFlow has, with their DataType numbers."""
+    return list(_DTYPE_TO_NUMBER.items())
+
+
 def is_reference(number: int) -> bool:
     """Returns whether a DataType number is that of a reference, such as ``DT_FLOAT_REF``."""
     return number > _REF_OFFSET

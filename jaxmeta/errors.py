@@ -19,6 +19,7 @@
     ├─ UnsupportedOpError(NotImplementedError)
     │                                    a graph holds ops without a kernel
     ├─ CustomCallError(PermissionError)  a loaded program would run custom calls unasked
+    ├─ FileAccessError(PermissionError)  a graph would read or write files unasked
     ├─ FeedError(ValueError)             an argument, feed or fetch is missing or does not fit
     │  └─ FeedTypeError(TypeError)       a feed or fetch is nothing that can be fed or fetched
     ├─ ShardingError(ValueError)         a sharding cannot be recorded, or not be had on a mesh
@@ -28,6 +29,11 @@
     │  ├─ CancelledError(RuntimeError)   a queue or session was closed while it was waited for
     │  ├─ DeadlineExceededError(TimeoutError)
     │  │                                 a run waited longer than it was allowed to
+    │  ├─ FailedPreconditionError(RuntimeError)
+    │  │                                 a table or reader is not ready for what is asked of it
+    │  ├─ NotFoundError(FileNotFoundError)
+    │  │                                 there is no such file, or no such tensor in a checkpoint
+    │  ├─ DataLossError(OSError)         a file that an operation reads is damaged
     │  └─ InvalidArgumentError(ValueError)
     │                                    a value is not one that the operation takes
     ├─ FormatError(ValueError)           a file is truncated, corrupt, empty or of the future
@@ -107,6 +113,10 @@ class CustomCallError(JaxmetaError, PermissionError):
     """A loaded program carries custom calls, and the caller did not allow them."""
 
 
+class FileAccessError(JaxmetaError, PermissionError):
+    """A graph would read or write files, and the caller did not allow it."""
+
+
 class FeedError(JaxmetaError, ValueError):
     """An argument, feed or fetch is missing, unknown, or does not fit its placeholder."""
 
@@ -137,6 +147,18 @@ class CancelledError(OperationError, RuntimeError):
 
 class DeadlineExceededError(OperationError, TimeoutError):
     """A run waited longer than its options allow."""
+
+
+class FailedPreconditionError(OperationError, RuntimeError):
+    """A table or reader is not ready for what an operation asks of it."""
+
+
+class NotFoundError(OperationError, FileNotFoundError):
+    """There is no such file, or no such tensor in a checkpoint."""
+
+
+class DataLossError(OperationError, OSError):
+    """A file that an operation reads is damaged."""
 
 
 class InvalidArgumentError(OperationError, ValueError):

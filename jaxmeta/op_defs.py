@@ -171,6 +171,7 @@ def _op_defs() -> dict[str, _OpDef]:
 
 
 _plans: dict[str, _Plan] = {}
+_described: dict[str, _OpDef] = {}
 
 
 def _plan(op_def: _OpDef) -> _Plan:
@@ -191,8 +192,37 @@ def op_names() -> tuple[str, ...]:
 
 
 def has_op(name: str) -> bool:
-    """Returns whether `name` is an op of the vocabulary."""
+    """Returns whether `name` is an op of the vocabulary, or one that a file described."""
+    return name in _op_defs() or name in _described
+
+
+def is_registered(name: str) -> bool:
+    """Returns whether `name` is an op of TensorFlow's registry."""
     return name in _op_defs()
+
+
+def add_described(op_def: graph_pb2.OpDef) -> None:
+    """Makes an op known that TensorFlow's registry has not, such as one of ``tf.contrib``.
+
+    It has no kernel: what is known of it is how many tensors of which types its nodes take and
+    give. As in TensorFlow, which registers what a library of ops brings, it is known to the whole
+    process from then on.
+
+    Raises:
+        UnsupportedOpError: an op of that name was described in another way.
+    """
+    name = op_def.name
+    known = _described.get(name)
+    if name in _op_defs() or known == op_def:
+        return
+    if known is not None:
+        raise errors.UnsupportedOpError(
+            f"the op '{name}' is no op of TensorFlow's registry, and two files describe it in "
+            "different ways; import them in different processes"
+        )
+    copied = graph_pb2.OpDef()
+    copied.CopyFrom(op_def)
+    _described[name] = copied
 
 
 def get_op_def(name: str) -> graph_pb2.OpDef:
@@ -204,7 +234,7 @@ def get_op_def(name: str) -> graph_pb2.OpDef:
     Raises:
         UnsupportedOpError: if there is none of that name; the message has the closest ones.
     """
-    op_def = _op_defs().get(name)
+    op_def = _op_defs().get(name) or _described.get(name)
     if op_def is None:
         close = difflib.get_close_matches(name, _op_defs())
         closest = f"closest: {', '.join(close)}" if close else "no name is close to it"

@@ -129,7 +129,9 @@ class _Entry:
     def _planned(self) -> executor.Plan:
         if self._plan is None:
             fetches = [leaf.name for leaf in trees.leaves(self._signature.results)]
-            library = executor.Library(self._graph.functions, self._placement)
+            library = executor.Library(
+                self._graph.functions, self._placement, self._graph.gradients
+            )
             self._plan = executor.plan_graph(
                 self._graph.nodes, library, self._placeholders, fetches
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import jax
@@ -28,6 +28,7 @@ PARTITION_SPEC_ATTR: Final = "_jax_partition_spec"
 MEMORY_KIND_ATTR: Final = "_jax_memory_kind"
 IN_SHARDINGS_ATTR: Final = "_jax_in_shardings"
 OUT_SHARDINGS_ATTR: Final = "_jax_out_shardings"
+CONTEXT_ATTR: Final = "_jax_context_axis_types"  # of the mesh in whose context a node runs
 
 _UNCONSTRAINED: Final = "?"
 _DEVICE_MEMORY: Final = (None, "device", "unpinned_host")
@@ -230,6 +231,47 @@ def _check_axes(axes: Sequence[Any]) -> None:
         raise errors.ShardingError(
             errors.list_offenders("these axes of a mesh cannot be recorded:", odd, _ADVICE)
         )
+
+
+# --- the mesh in whose context nodes run -------------------------------------------------------
+
+
+def context_to_attrs(mesh: AbstractMesh, outer: AbstractMesh) -> dict[str, Any]:
+    """Returns the attr that records types of axes other than those around; none if they are those.
+
+    `jax.sharding.auto_axes` and `explicit_axes` change them for what they call. `jax.shard_map`
+    does so too, but sets them itself where it is restored.
+    """
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    is_changed = mesh.axis_names == outer.axis_names and mesh.axis_types != outer.axis_types
+    if not is_changed or AxisType.Manual in (*mesh.axis_types, *outer.axis_types):
+        return {}
+    return {CONTEXT_ATTR: tuple(f"{axis}={kind.name}" for axis, kind in kinds)}
+
+
+def run_in_context(run: Callable[..., Any], recorded: Sequence[bytes]) -> Callable[..., Any]:
+    """Returns a function that runs with the types of axes that `context_to_attrs` recorded.
+
+    Axes that the mesh there has not do not matter, and without a mesh none does.
+
+    Raises:
+        FormatError: what is recorded are not axes and types.
+    """
+    pairs = [_text(entry).rpartition("=") for entry in recorded]
+    if not all(axis and kind in AxisType.__members__ for axis, _, kind in pairs):
+        raise errors.FormatError(f"{CONTEXT_ATTR} is {recorded!r}; there must be AXIS=TYPE each")
+    kinds = {axis: AxisType[kind] for axis, _, kind in pairs}
+
+    def run_there(*inputs: Any) -> Any:
+        around = jax.sharding.get_abstract_mesh()
+        if around.empty or AxisType.Manual in around.axis_types:
+            return run(*inputs)
+        here = {axis: kind for axis, kind in kinds.items() if axis in around.axis_names}
+        mesh = around.update_axis_types(here)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return run(*inputs)
+
+    return run_there
 
 
 # --- what programs hold ------------------------------------------------------------------------

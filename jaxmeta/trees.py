@@ -162,6 +162,17 @@ def leaves(tree: Tree) -> Iterator[Leaf]:
         yield from leaves(child)
 
 
+def leaf_paths(tree: Tree) -> list[str]:
+    """Returns the keys of each leaf of a recorded tree in JAX's order: ``params/kernel``."""
+    if isinstance(tree, Leaf):
+        return [""]
+    return [
+        f"{key}/{path}" if path else str(key)
+        for key, child in zip(tree.keys, tree.children, strict=True)
+        for path in leaf_paths(child)
+    ]
+
+
 def rename_leaves(tree: Tree, rename: Callable[[str], str]) -> Tree:
     """Returns a record whose leaves have other names."""
     renamed = [dataclasses.replace(leaf, name=rename(leaf.name)) for leaf in leaves(tree)]

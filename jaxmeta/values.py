@@ -5,6 +5,7 @@ Nothing else in the package reads or writes the fields of these three messages.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
@@ -204,17 +205,22 @@ def _from_content(
     return array
 
 
+@functools.cache
+def _typed_field(dtype: np.dtype[Any]) -> str | None:
+    """Returns the field that holds single values of a dtype; numpy is slow to say its name."""
+    return "float8_val" if dtype.name.startswith(_BYTE_FLOATS) else _TYPED_FIELDS.get(dtype.name)
+
+
 def _typed_values(proto: graph_pb2.TensorProto, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     if dtype == object:
         values = np.empty(len(proto.string_val), dtype=object)
         values[:] = list(proto.string_val)
         return values
-    name = dtype.name
-    if name.startswith(_BYTE_FLOATS):
-        return np.frombuffer(proto.float8_val, dtype=dtype)
-    field = _TYPED_FIELDS.get(name)
+    field = _typed_field(dtype)
     if field is None:
         return np.zeros(0, dtype)
+    if field == "float8_val":
+        return np.frombuffer(proto.float8_val, dtype=dtype)
     raw = getattr(proto, field)
     if field == "half_val":
         return np.array(raw, dtype=np.int32).astype(np.uint16).view(dtype)

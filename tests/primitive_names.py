@@ -224,6 +224,7 @@ ALSO_PUBLIC = frozenset(
     [
         "accum_grad_in_ref",
         "addupdate",
+        "broadcast_to",
         "all_gather_invariant",
         "all_gather_reduced",
         "core_map",

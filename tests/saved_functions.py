@@ -54,13 +54,20 @@ def meta_path(folder: pathlib.Path) -> pathlib.Path:
     return folder / _META
 
 
-def load_function(folder: pathlib.Path) -> tuple[Any, jm.Graph]:
-    """Returns the function, jitted, and its graph."""
+def load_function(
+    folder: pathlib.Path, constants: dict[str, Any] | None = None
+) -> tuple[Any, jm.Graph]:
+    """Returns the function, jitted, and its graph; ``constants`` are what `load_constants` gave."""
     graph = meta_graph.import_graph(jm.read_meta_graph_file(folder / _META))
+    graph.constants.update(load_constants(folder) if constants is None else constants)
+    return jm.Program(graph, {})[SIGNATURE], graph
+
+
+def load_constants(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the arrays that the function closes over, by name."""
     names = json.loads((folder / f"{_CONSTANTS}.names").read_text())
     values = resuming.read_leaves(folder / f"{_CONSTANTS}.npz")
-    graph.constants.update(zip(names, values, strict=True))
-    return jm.Program(graph, {})[SIGNATURE], graph
+    return dict(zip(names, values, strict=True))
 
 
 def load_arguments(folder: pathlib.Path, graph: jm.Graph) -> tuple[Any, ...]:

@@ -124,6 +124,18 @@ def explicit() -> Any:
     }
     batch = {"x": put(mesh, normal(3, 16, 8), "data"), "y": put(mesh, normal(4, 16, 4), "data")}
 
+    def without_types(x: Any, table: Any) -> Any:
+        """Computes where the compiler chooses: a lookup, noise, a closed-over array, a scan."""
+        spread = NamedSharding(mesh, P("data"))
+        rows = table.at[jnp.arange(16) % 5].get(out_sharding=spread)
+        noise = jax.random.normal(jax.random.key(3), (16, 4), out_sharding=spread)
+        mixed = jax.sharding.auto_axes(
+            lambda y: jnp.cumsum(y * jnp.arange(4.0), axis=0), out_sharding=spread
+        )(rows + 0.01 * noise + offsets)
+        return 0.01 * lax.reshape(mixed, x.shape, out_sharding=spread)
+
+    offsets = put(mesh, normal(5, 16, 4), "data", "model")
+
     def loss(params: Any, batch: Any) -> Any:
         hidden = jax.nn.relu(batch["x"] @ params["w1"])
         hidden = jax.sharding.reshard(hidden, NamedSharding(mesh, P("data", "model")))
@@ -135,7 +147,8 @@ def explicit() -> Any:
             jnp.int32, (16, 2, 2), 0, out_sharding=NamedSharding(mesh, P("data"))
         )
         zeros = jnp.zeros((16, 2, 2), out_sharding=NamedSharding(mesh, P("data")))
-        return jnp.mean((out + zeros + 0.01 * counts - batch["y"].reshape(16, 2, 2)) ** 2)
+        out += 0.01 * counts + zeros + without_types(out, params["w2"])
+        return jnp.mean((out - batch["y"].reshape(16, 2, 2)) ** 2)
 
     return jax.jit(descend(loss), donate_argnums=0), state, batch
 

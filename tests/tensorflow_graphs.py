@@ -14,32 +14,49 @@ from jaxmeta.ops._definition import KERNELS, Spec, bools, f32, i32
 
 @dataclasses.dataclass(frozen=True)
 class TensorFlowGraph:
-    """A graph that TensorFlow makes of placeholders, whose tensors are compared."""
+    """A graph that TensorFlow makes of placeholders, whose tensors are compared.
+
+    Attributes:
+        op: what it has to hold.
+        make: a function of TensorFlow and placeholders that returns tensors.
+        specs: of the placeholders.
+        has_gradient: whether derivatives are compared too: by TensorFlow's nodes, and by JAX.
+    """
 
     op: str
     make: Callable[..., Any]
     specs: tuple[Spec, ...]
+    has_gradient: bool = False
 
 
 GRAPHS: list[TensorFlowGraph] = []
 
 
-def raw(op: str, *specs: Spec, constants: tuple[Any, ...] = (), **attrs: Any) -> None:
-    """Adds a graph of an op that takes placeholders, then constants, in order."""
+def raw(
+    op: str,
+    *specs: Spec,
+    constants: tuple[Any, ...] = (),
+    has_gradient: bool = False,
+    reorder: tuple[int, ...] = (),
+    **attrs: Any,
+) -> None:
+    """Adds a graph of an op that takes placeholders, then constants, in order or reordered."""
 
     def make(tf: Any, *tensors: Any) -> Any:
         names = [arg.name for arg in op_defs.get_op_def(op).input_arg]
-        named = dict(zip(names, [*tensors, *map(tf.constant, constants)], strict=True))
+        given = [*tensors, *map(tf.constant, constants)]
+        inputs = [given[index] for index in reorder or range(len(given))]
+        named = dict(zip(names, inputs, strict=True))
         return getattr(tf.raw_ops, op)(**named, **attrs)
 
-    GRAPHS.append(TensorFlowGraph(op, make, specs))
+    GRAPHS.append(TensorFlowGraph(op, make, specs, has_gradient))
 
 
-def written(op: str, *specs: Spec) -> Callable[[Any], Any]:
+def written(op: str, *specs: Spec, has_gradient: bool = False) -> Callable[[Any], Any]:
     """Adds the graph that a function of TensorFlow and placeholders makes."""
 
     def register(make: Any) -> Any:
-        GRAPHS.append(TensorFlowGraph(op, make, specs))
+        GRAPHS.append(TensorFlowGraph(op, make, specs, has_gradient))
         return make
 
     return register
@@ -205,9 +222,6 @@ raw("SpaceToDepth", f32(2, 4, 6, 3), block_size=2)
 raw("DepthToSpace", f32(2, 2, 3, 12), block_size=2)
 raw("InvertPermutation", constants=([2, 0, 1],))
 raw("BroadcastArgs", constants=([3, 1], [4]))
-raw("MatrixDiag", f32(2, 3))
-raw("MatrixDiagPart", f32(2, 3, 3))
-raw("MatrixSetDiag", f32(2, 3, 4), f32(2, 3))
 
 
 @written("Mean", f32(3, 4, 2))
@@ -348,12 +362,7 @@ OPS = {
     *TRAINING,
     # TensorFlow makes no new ones: aliases of the ops without Batch.
     "BatchMatrixBandPart",
-    "BatchMatrixDiag",
-    "BatchMatrixDiagPart",
-    "BatchMatrixSetDiag",
     "DisableCopyOnRead",
     "ResourceGatherNd",
     "VariableShape",
 }
-RANDOM = [op for op in KERNELS if "Random" in op and "Queue" not in op and "Rng" not in op]
-RANDOM += ["TruncatedNormal", "StatelessTruncatedNormal", "Multinomial"]

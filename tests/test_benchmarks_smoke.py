@@ -100,6 +100,19 @@ def test_tensorflow_imports_the_chain_of_nodes(tensorflow, benchmark, tmp_path):
     assert script.tensorflow_chain(30, path)["cpu"].keys() == {"import", "export"}
 
 
+@pytest.mark.parametrize("checkpoint_format", ["orbax", "tensor_bundle"])
+def test_memory_of_saving_and_loading_is_measured(benchmark, tmp_path, checkpoint_format):
+    script = benchmark("memory")
+    saved = script.save_state(8, str(tmp_path), checkpoint_format)
+    loaded = script.load_program(8, f"{tmp_path}/model")
+    assert saved.keys() == loaded.keys() == {"ratio"}
+
+
+def test_import_of_a_package_is_measured(benchmark):
+    row = benchmark("importing").measure("jaxmeta", rounds=1)
+    assert row["/ jax"] > 0
+
+
 def test_calls_of_all_kinds_do_the_same(benchmark, tmp_path):
     script = benchmark("dispatch")
     path = script.save_program(3, str(tmp_path))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxmeta
 from jaxmeta import errors, trees
@@ -444,16 +445,74 @@ def test_donation_by_name_is_kept_for_named_arguments():
     assert found.as_text() == expected.as_text()
 
 
-def test_static_arguments_are_refused_with_what_to_do():
-    @functools.partial(jax.jit, static_argnums=1)
-    def power(x, n):
-        return x**n
+def test_static_arguments_become_part_of_the_program():
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="mode", donate_argnums=1)
+    def step(sizes, state, batch, power, *, mode, scale):
+        assert mode == "sum"
+        total = jnp.sum(batch**power) * scale
+        return {"w": state["w"] + total, "n": state["n"] + sizes[1]}, total
 
-    with pytest.raises(errors.GraphError, match=r"bind static arguments first.*functools\.partial"):
-        jaxmeta.Graph().add_signature("power", power, jnp.ones(3), 2)
+    state = {"w": jnp.ones(3), "n": jnp.int32(0)}
     graph = jaxmeta.Graph()
-    graph.add_signature("power", functools.partial(power, n=2), jnp.ones(3))
-    np.testing.assert_array_equal(entry(graph, "power")(jnp.full(3, 3.0)), [9.0, 9.0, 9.0])
+    graph.add_signature(
+        "step",
+        step,
+        (2, 3),
+        graph.variables(state),
+        jnp.ones(4),
+        2,
+        mode="sum",
+        scale=2.0,
+        updates={0: 1},
+    )
+    assert "batch" in graph.nodes
+    found = entry(graph, "step").lower(state, jnp.ones(4), scale=2.0)
+    expected = step.lower((2, 3), state, jnp.ones(4), 2, mode="sum", scale=2.0)
+    assert donated(found) == donated(expected)
+    assert found.as_text() == expected.as_text()
+    new, total = entry(graph, "step")(state, jnp.full(4, 3.0), scale=2.0)
+    assert (int(new["n"]), float(total)) == (3, 72.0)
+
+
+def test_equal_arguments_of_which_one_is_static_are_told_apart_by_name():
+    step = jax.jit(lambda n, x: jnp.full(n, x), static_argnums=0)
+    graph = jaxmeta.Graph()
+    graph.add_signature("step", step, 3, 2)
+    assert "x" in graph.nodes
+    np.testing.assert_array_equal(entry(graph, "step")(5), [5, 5, 5])
+
+
+def test_static_arguments_that_cannot_be_told_are_refused_with_what_to_do():
+    step = jax.jit(lambda *sizes: jnp.full(sizes[0], sizes[1]), static_argnums=0)
+    with pytest.raises(errors.GraphError, match=r"which are static; bind those first.*partial"):
+        jaxmeta.Graph().add_signature("step", step, 3, 2)
+    with pytest.raises(errors.GraphError, match="argument 1 is static; there is nothing to update"):
+        jaxmeta.Graph().add_signature(
+            "step", jax.jit(lambda x, n: x * n, static_argnums=1), jnp.ones(3), 2, updates=1
+        )
+
+
+def test_a_compiled_function_is_refused_with_what_to_do():
+    compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(3)).compile()
+    with pytest.raises(errors.GraphError, match=r"Compiled function.*give what it was made of"):
+        jaxmeta.Graph().add_signature("step", compiled, jnp.ones(3))
+
+
+def test_a_function_under_the_jit_of_a_library_is_traced_by_jax():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    graph = jaxmeta.Graph()
+    graph.add_signature(
+        "apply", nnx.jit(lambda m, x: m(x)), graph.variables(model), jnp.ones((4, 3))
+    )
+    np.testing.assert_array_equal(
+        entry(graph, "apply")(model, jnp.ones((4, 3))), model(jnp.ones((4, 3)))
+    )
+
+
+def test_options_for_the_compiler_are_refused_with_what_to_do():
+    step = jax.jit(lambda x: x + 1, compiler_options={"xla_cpu_enable_fast_math": False})
+    with pytest.raises(errors.GraphError, match=r"compiler_options.* later"):
+        jaxmeta.Graph().add_signature("step", step, jnp.ones(3))
 
 
 # --- trees of arguments and results ---------------------------------------------------------------

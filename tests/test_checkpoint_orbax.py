@@ -343,7 +343,7 @@ def test_save_names_everything_it_cannot_store(tmp_path: Path) -> None:
         writer.save(tmp_path / "model", arrays)  # type: ignore[arg-type]
     assert "5 arrays cannot be stored" in str(caught.value)
     for line in (
-        "'o': dtype object has no form",
+        "'o': strings have no form in Orbax",
         "'s': dtype <U1 has no form",
         "'f': is a float, not an array",
         "'d': is deleted; it was donated",

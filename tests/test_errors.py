@@ -268,7 +268,7 @@ def test_all_unknown_ops_of_graph_and_functions_are_named(tmp_path):
     path.write_bytes(proto.SerializeToString())
     with raises(
         errors.UnsupportedOpError,
-        f"{path}: these ops are unknown:",
+        f"{path}: these ops are unknown, and the file does not describe them:",
         "  FancyGelu  (node 'y')",
         "  MyCustomOp  (node 'z')",
         "  Unheard  (node 'deep' of function 'body')",
@@ -302,19 +302,19 @@ def test_all_node_names_that_are_not_unique_are_named():
 def test_ops_without_a_kernel_are_named_where_they_are_fetched():
     graph = jaxmeta.Graph()
     name = graph.add_node("Placeholder", [], {"dtype": np.dtype(object)}, "name")
-    content = graph.add_node("ReadFile", name, {}, "content")
-    graph.add_node("WriteFile", [*name, *content], {}, "write")
+    content = graph.add_node("DecodeJSONExample", name, {}, "content")
+    graph.add_node("DecodeJSONExample", content, {}, "again")
     with (
         jaxmeta.Session(graph) as session,
         raises(
             errors.UnsupportedOpError,
             "these ops have no kernel, and are not functions of the graph's library:",
-            "  ReadFile  (node 'content')",
-            "  WriteFile  (node 'write')",
+            "  DecodeJSONExample  (node 'content')",
+            "  DecodeJSONExample  (node 'again')",
             "Feed their outputs, or fetch what does not depend on them.",
         ),
     ):
-        session.run("write", {"name:0": b"path"})
+        session.run("again", {"name:0": b"{}"})
 
 
 # --- primitives --------------------------------------------------------------------------------
@@ -679,10 +679,44 @@ def test_all_results_that_cannot_be_assigned_back_are_named():
     ):
         graph.add_signature(
             "step",
-            lambda s: {"params": s["params"]["w"].astype(jnp.bfloat16), "step": s["step"][None]},
+            lambda s: {
+                "params": {"w": s["params"]["w"].astype(jnp.bfloat16)},
+                "step": s["step"][None],
+            },
             variables,
             updates=0,
         )
+
+
+def test_results_under_other_paths_are_not_assigned_back():
+    graph = jaxmeta.Graph()
+    variables = graph.variables({"a": jnp.ones(3), "b": jnp.zeros(3)})
+    with raises(
+        errors.GraphError,
+        "signature 'step': results cannot be assigned back:",
+        "  not in the result: a",
+        "  not in the result: b",
+        "  only in the result: 0",
+        "  only in the result: 1",
+        "The result must have the argument's structure, shapes and dtypes.",
+    ):
+        graph.add_signature("step", lambda s: ((s["b"], s["a"]), 0.0), variables, updates=0)
+
+
+def test_a_state_that_is_a_tuple_is_one_result_among_several():
+    graph = jaxmeta.Graph()
+    variables = graph.variables(({"a": jnp.ones(3)}, jnp.zeros(3)))
+    with raises(
+        errors.GraphError,
+        "signature 'step': results cannot be assigned back:",
+        "  not in the result: 0/a",
+        "  not in the result: 1",
+        "  only in the result: a",
+        "The result must have the argument's structure, shapes and dtypes. All results together "
+        "have: return (state,), for a tuple counts as several.",
+    ):
+        graph.add_signature("step", lambda s: s, variables, updates=0)
+    graph.add_signature("step", lambda s: (s,), variables, updates=0)
 
 
 def test_update_of_an_argument_that_is_no_variable():

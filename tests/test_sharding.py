@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmeta as jm
 from jaxmeta import errors, shardings
+from jaxmeta._proto import graph_pb2
 
 CASES = pathlib.Path(__file__).parent / "sharding_cases.py"
 
@@ -238,3 +239,15 @@ def test_tensorflow_runs_what_was_spread_over_a_mesh(tensorflow, tmp_path):
         session.run(v1.global_variables()[0].assign(np.asarray(state["w"])))
         found = session.run("predict:0", {"x:0": np.asarray(x)})
     np.testing.assert_allclose(found, predict(state, x))
+
+
+def test_a_sharding_that_tensorflow_wrote_keeps_values():
+    graph_def = graph_pb2.GraphDef()
+    graph_def.node.add(name="x", op="Placeholder").attr["dtype"].type = 1
+    node = graph_def.node.add(name="y", op="XlaSharding", input=["x"])
+    node.attr["T"].type = 1
+    node.attr["sharding"].s = b"\x08\x02"  # an OpSharding
+    with jm.Graph().as_default(), jm.Session() as session:
+        jm.import_graph_def(graph_def, name="")
+        found = session.run("y:0", {"x:0": np.arange(3.0)})
+    np.testing.assert_array_equal(found, np.arange(3, dtype=np.float32))

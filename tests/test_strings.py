@@ -18,6 +18,7 @@ FLOATS = np.array([1.5, -2.25e-5, 1e10], np.float32)
 
 MATRIX = np.array([["a", "bc"], ["", "d"], ["e", "f"]], dtype=object)
 
+INDICES = np.int64([[0, 1], [2, 0], [3, 2]])
 
 CASES = {
     "StringJoin": lambda raw, s: raw.StringJoin(inputs=[s, "-", s], separator="+"),
@@ -64,6 +65,39 @@ CASES = {
         input=MATRIX, begin=[0, 1], end=[0, 2], strides=[2, 1], end_mask=1, shrink_axis_mask=2
     ),
     "SelectV2": lambda raw, s: raw.SelectV2(condition=[True, False, True], t=s, e="no"),
+    "Select of rows": lambda raw, s: raw.Select(condition=[True, False, True], x=MATRIX, y=MATRIX),
+    "Gather": lambda raw, s: raw.Gather(params=MATRIX, indices=[2, 0]),
+    "GatherNd": lambda raw, s: raw.GatherNd(params=MATRIX, indices=[[2, 0], [0, 1]]),
+    "ReverseV2": lambda raw, s: raw.ReverseV2(tensor=MATRIX, axis=[0, 1]),
+    "Split": lambda raw, s: raw.Split(axis=1, value=MATRIX, num_split=2)[1],
+    "SplitV": lambda raw, s: raw.SplitV(value=s, size_splits=[2, -1], axis=0, num_split=2)[0],
+    "Unique": lambda raw, s: raw.Unique(x=["b", "a", "b", ""])[0],
+    "UniqueWithCounts": lambda raw, s: raw.UniqueWithCounts(x=["b", "a", "b", ""])[2],
+    "DynamicPartition": lambda raw, s: raw.DynamicPartition(
+        data=MATRIX, partitions=[1, 0, 1], num_partitions=2
+    )[1],
+    "DynamicStitch": lambda raw, s: raw.DynamicStitch(
+        indices=[[0, 3], [[2], [0]]], data=[["a", "b"], [["c"], ["d"]]]
+    ),
+    "SparseToDense": lambda raw, s: raw.SparseToDense(
+        sparse_indices=[[0, 1], [1, 0]],
+        output_shape=[2, 2],
+        sparse_values=["a", "b"],
+        default_value="-",
+    ),
+    "SparseFillEmptyRows": lambda raw, s: raw.SparseFillEmptyRows(
+        indices=INDICES, values=s, dense_shape=np.int64([4, 3]), default_value="none"
+    )[1],
+    "SparseReorder": lambda raw, s: raw.SparseReorder(
+        input_indices=INDICES[::-1], input_values=s, input_shape=np.int64([4, 3])
+    )[1],
+    "SparseConcat": lambda raw, s: raw.SparseConcat(
+        indices=[INDICES] * 2, values=[s, s], shapes=[np.int64([4, 3])] * 2, concat_dim=1
+    )[1],
+    "EnsureShape": lambda raw, s: raw.EnsureShape(input=s, shape=[None]),
+    "ZerosLike": lambda raw, s: raw.ZerosLike(x=s),
+    "ShapeN": lambda raw, s: raw.ShapeN(input=[s, MATRIX])[1],
+    "ListDiff": lambda raw, s: raw.ListDiff(x=["a", "b", "c"], y=["b"])[1],
     "BroadcastTo": lambda raw, s: raw.BroadcastTo(input=s, shape=[2, 3]),
 }
 
@@ -139,7 +173,7 @@ def test_op_without_a_kernel_for_strings_is_named(tensorflow):
     tf1 = tensorflow.compat.v1
     with tensorflow.Graph().as_default():
         s = tf1.placeholder(tensorflow.string, [2], name="s")
-        tensorflow.reverse(s, [0], name="result")
+        tensorflow.raw_ops.ScatterNd(indices=[[1], [0]], updates=s, shape=[3], name="result")
         saved = tf1.train.export_meta_graph()
     with pytest.raises(
         NotImplementedError, match=r"'result' .* has no kernel for strings or queues"

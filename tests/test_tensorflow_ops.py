@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_graphs
+import matrix_graphs
 import numpy as np
 import pytest
-import tensorflow_graphs
+import sparse_graphs
 from tensorflow_graphs import GRAPHS, TRAINING, TensorFlowGraph
 
 import jaxmeta
 from jaxmeta import op_defs
+
+# Importing them adds their graphs.
+assert array_graphs.ALIASES + matrix_graphs.ALIASES + sparse_graphs.ALIASES
 
 
 def compare(found: Any, expected: Any) -> None:
@@ -42,6 +47,45 @@ def test_op_gives_what_tensorflow_gives(graph: TensorFlowGraph, rng, tmp_path, t
         jaxmeta.import_meta_graph(path)
         session.run(initializer)
         compare(session.run(fetches, arrays), expected)
+
+
+def differentiate(tf: Any, graph: TensorFlowGraph, inputs: Any) -> list[Any]:
+    """Returns a loss of a graph, and TensorFlow's derivatives of it by the inputs that have any."""
+    made = tf.nest.flatten(graph.make(tf, *inputs))
+    squares = [
+        tf.reduce_sum(tf.square(tf.math.real(tensor)) + tf.square(tf.math.imag(tensor)))
+        for tensor in made
+        if tensor.dtype.is_floating or tensor.dtype.is_complex
+    ]
+    loss = tf.add_n(squares, name="loss")
+    return [loss, *tf.gradients(loss, [x for x in inputs if x.dtype.is_floating])]
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize(
+    "graph",
+    [graph for graph in GRAPHS if graph.has_gradient],
+    ids=[f"{i}-{g.op}" for i, g in enumerate(GRAPHS) if g.has_gradient],
+)
+def test_op_has_tensorflows_gradient(graph: TensorFlowGraph, rng, tmp_path, tensorflow):
+    tf1, path = tensorflow.compat.v1, str(tmp_path / "theirs.meta")
+    arrays = {f"x{i}:0": spec.array(rng) for i, spec in enumerate(graph.specs)}
+    with tensorflow.Graph().as_default(), tf1.Session() as session:
+        inputs = [
+            tf1.placeholder(array.dtype, array.shape, name=name.removesuffix(":0"))
+            for name, array in arrays.items()
+        ]
+        fetches = [tensor.name for tensor in differentiate(tensorflow, graph, inputs)]
+        tf1.train.export_meta_graph(path)
+        expected = session.run(fetches, arrays)
+
+    real = [name for name, array in arrays.items() if array.dtype.kind == "f"]
+    with jaxmeta.Graph().as_default() as imported, jaxmeta.Session() as session:
+        jaxmeta.import_meta_graph(path)
+        compare(session.run(fetches, arrays), expected)
+        loss, *places = map(imported.get_tensor_by_name, ["loss:0", *real])
+        if places:
+            compare(session.run(jaxmeta.gradients(loss, places), arrays), expected[1:])
 
 
 def options_of(op: str) -> list[dict[str, Any]]:
@@ -123,44 +167,3 @@ def test_update_of_another_shape_than_its_variable_is_refused():
         feeds = {"rate:0": np.float32(1), "delta:0": np.zeros(3, np.float32)}
         with pytest.raises(jaxmeta.InvalidArgumentError, match=r"'v' has shape \[2\].*\[3\]"):
             session.run("step", feeds)
-
-
-def draw(tf: Any, op: str, seeds: dict[str, Any]) -> Any:
-    """Returns a tensor of random numbers of an op."""
-    raw = getattr(tf.raw_ops, op)
-    if op.startswith("Stateless"):
-        return raw(shape=[500, 2], seed=[3, 4])
-    inputs = {
-        "RandomShuffle": {"value": tf.range(500)},
-        "Multinomial": {"logits": [[0.0, 1.0], [5.0, -5.0]], "num_samples": 500},
-        "RandomGamma": {"shape": [500], "alpha": [1.0, 4.0]},
-        "RandomPoissonV2": {"shape": [500], "rate": [1.0, 4.0]},
-        "RandomUniformInt": {"shape": [500, 2], "minval": -3, "maxval": 4},
-    }
-    plain = {"shape": [500, 2], "dtype": tf.float32}
-    return raw(**inputs.get(op, plain), **seeds)
-
-
-@pytest.mark.needs_tf
-@pytest.mark.parametrize("op", tensorflow_graphs.RANDOM)
-def test_random_op_is_distributed_as_tensorflow_s(op, tmp_path, tensorflow):
-    tf1, path = tensorflow.compat.v1, str(tmp_path / "theirs.meta")
-    with tensorflow.Graph().as_default(), tf1.Session() as session:
-        fetch = draw(tensorflow, op, {} if op.startswith("Stateless") else {"seed": 1, "seed2": 2})
-        tf1.train.export_meta_graph(path)
-        expected = session.run(fetch)
-
-    runs = []
-    for _ in range(2):
-        with jaxmeta.Graph().as_default(), jaxmeta.Session() as session:
-            jaxmeta.import_meta_graph(path)
-            runs.append([np.asarray(session.run(fetch.name)) for _ in range(2)])
-    (first, second), again = runs
-    assert first.shape == expected.shape
-    assert first.dtype.kind == expected.dtype.kind
-    np.testing.assert_allclose(
-        np.mean(first), np.mean(expected), atol=0.2 * np.std(expected) + 0.02
-    )
-    np.testing.assert_allclose(np.std(first), np.std(expected), rtol=0.25, atol=0.02)
-    assert np.array_equal(first, second) == op.startswith("Stateless")
-    np.testing.assert_array_equal(again, [first, second])

@@ -130,6 +130,8 @@ def _why_not_storable(name: Any, array: Any) -> str | None:
     elif not isinstance(array, np.ndarray | np.generic):
         return f"is a {type(array).__name__}, not an array"
     if _stored_dtype(np.dtype(array.dtype)) is None:
+        if array.dtype == object:
+            return "strings have no form in Orbax; save in the format 'tensor_bundle'"
         return f"dtype {array.dtype} has no form in a checkpoint"
     return None
 

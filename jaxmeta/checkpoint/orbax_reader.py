@@ -8,14 +8,14 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.checkpoint import atomic, layout
+from jaxmeta.checkpoint import atomic, batches, layout
 from jaxmeta.checkpoint.atomic import StrPath
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Index: TypeAlias = tuple[slice, ...]
 _T = TypeVar("_T")
 
-_READ_AHEAD_BYTES: Final = 512 << 20
 _DAMAGE_ADVICE: Final = "Restore an older checkpoint, or a copy of this one."
 
 
@@ -266,28 +265,16 @@ def _read_arrays(
     restored: dict[str, jax.Array] = {}
     damaged: list[str] = []
     ahead: list[_Reading] = []
-    for names in _groups(stored):
-        group = _start_reading(source, {name: stored[name] for name in names}, specs, damaged)
+    sizes = {name: math.prod(a.shape) * a.dtype.itemsize for name, a in stored.items()}
+    for names in batches.in_batches(sizes):
+        batch = _start_reading(source, {name: stored[name] for name in names}, specs, damaged)
         restored.update(_to_devices(ahead, damaged))
-        ahead = group
+        ahead = batch
     restored.update(_to_devices(ahead, damaged))
     if damaged:
         headline = f"checkpoint {directory} is damaged: {len(damaged)} arrays cannot be read"
         raise errors.CheckpointError(errors.list_offenders(headline, damaged, _DAMAGE_ADVICE))
     return {name: restored[name] for name in specs}
-
-
-def _groups(stored: Mapping[str, _StoredArray]) -> Iterator[list[str]]:
-    """Yields names in groups of about `_READ_AHEAD_BYTES`, to bound the memory on the host."""
-    group: list[str] = []
-    group_bytes = 0
-    for name, array in stored.items():
-        group.append(name)
-        group_bytes += math.prod(array.shape) * array.dtype.itemsize
-        if group_bytes >= _READ_AHEAD_BYTES:
-            yield group
-            group, group_bytes = [], 0
-    yield group
 
 
 def _start_reading(

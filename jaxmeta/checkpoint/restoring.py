@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.checkpoint import orbax_reader, reader, slices, stored
+from jaxmeta.checkpoint import batches, orbax_reader, reader, slices, stored
 from jaxmeta.checkpoint.atomic import StrPath
 from jaxmeta.checkpoint.slices import Array, SliceSpec
 from jaxmeta.checkpoint.stored import StoredTensors
@@ -64,7 +64,18 @@ def restore(
         return _restore_orbax(prefix, requests, reshape)
     tensors = reader.open_checkpoint(prefix)
     _check(tensors, requests, reshape)
-    return _to_devices(_read(tensors, requests), requests)
+    restored: dict[str, Any] = {}
+    damaged: list[str] = []
+    sizes = {
+        key: math.prod(request.shape) * request.dtype.itemsize for key, request in requests.items()
+    }
+    for keys in batches.in_batches(sizes):
+        values = _read(tensors, {key: requests[key] for key in keys}, damaged)
+        restored.update(_to_devices(values, requests))
+    if damaged:
+        headline = f"checkpoint {tensors.place} is damaged: {len(damaged)} arrays cannot be read"
+        raise errors.CheckpointError(errors.list_offenders(headline, damaged))
+    return restored
 
 
 def _is_same_size(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
@@ -127,9 +138,10 @@ def _dtype(tensor: stored.StoredTensor) -> Any:
         return f"DataType {tensor.number}"
 
 
-def _read(tensors: StoredTensors, requests: Mapping[str, Request]) -> dict[str, Array]:
+def _read(
+    tensors: StoredTensors, requests: Mapping[str, Request], damaged: list[str]
+) -> dict[str, Array]:
     values: dict[str, Array] = {}
-    damaged: list[str] = []
     for key, request in requests.items():
         try:
             is_as_asked = tensors.tensors[request.name].shape == request.full_shape
@@ -142,9 +154,6 @@ def _read(tensors: StoredTensors, requests: Mapping[str, Request]) -> dict[str, 
             values[key] = value.reshape(request.shape)
         except errors.CheckpointError as error:
             damaged.append(f"{request.name!r}: {error}")
-    if damaged:
-        headline = f"checkpoint {tensors.place} is damaged: {len(damaged)} arrays cannot be read"
-        raise errors.CheckpointError(errors.list_offenders(headline, damaged))
     return values
 
 

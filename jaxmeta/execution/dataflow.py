@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.execution import executor, plans
+from jaxmeta.execution import executor, host_steps, plans
 from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.segments import HostState
 from jaxmeta.execution.variable_store import VariableStore
-from jaxmeta.ops import _definition
 from jaxmeta.ops._dataflow_values import DEAD
 from jaxmeta.ops._definition import Flow
 
@@ -85,7 +83,7 @@ class DataflowPlan:
             library: the functions that its steps call.
         """
         self._plan = plan
-        self._steps = [_on_values(step, library) for step in plan.steps]
+        self._steps = [host_steps.on_values(step, library) for step in plan.steps]
         produced = {place for step in self._steps for place in _outputs(step)}
         by_name = {step[5].name: index for index, step in enumerate(self._steps)}
         self._waiting: list[int] = []
@@ -127,7 +125,7 @@ class DataflowPlan:
             )
         results = self._plan.read_results(env, state)  # type: ignore[arg-type]
         if state.changes:
-            store.adopt({name: jax.numpy.asarray(v) for name, v in state.changes.items()})
+            store.adopt({name: _as_stored(value) for name, value in state.changes.items()})
         return results
 
 
@@ -251,22 +249,5 @@ def _outputs(step: plans.Step) -> Sequence[int]:
     return step[3] if step[2] < 0 else (step[2],)
 
 
-def _on_values(step: plans.Step, library: executor.Library) -> plans.Step:
-    """Returns a step that takes strings too where its op has a kernel for these."""
-    run, places, output, outputs, kernel, node = step
-    string_kernel = None if kernel.is_host else _definition.STRING_KERNELS.get(node.op)
-    on_strings = executor.bind_attrs(node, string_kernel, library) if string_kernel else None
-
-    def run_on_values(*inputs: Any) -> Any:
-        if kernel.is_host:
-            inputs = tuple(np.asarray(x) if isinstance(x, jax.Array) else x for x in inputs)
-        elif on_strings is not None and any(map(_is_string, inputs)):
-            given = inputs[1:] if kernel.is_stateful else inputs
-            return on_strings(*given)
-        return run(*inputs)
-
-    return run_on_values, places, output, outputs, kernel, node
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == object
+def _as_stored(value: Any) -> Any:
+    return value if host_steps.is_string(value) else jax.numpy.asarray(value)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import errors, naming, op_defs, shardings
+from jaxmeta import dtypes, errors, naming, op_defs, shardings
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import frames, ordering
+from jaxmeta.execution import frames, host_steps, ordering
 from jaxmeta.execution.planning import Planner, UnknownInput
 from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
@@ -47,6 +47,7 @@ class Function:
         self._sizes = [np.asarray(size) for size in (taken or {}).values()]
         self._planned = planned or self._make_plan
         self._plan: Plan | None = None
+        self._on_values: tuple[Plan, Plan] | None = None
         self._derived: dict[Any, Callable[..., Any]] = {}
 
     @property
@@ -62,7 +63,22 @@ class Function:
     def __call__(self, *arguments: Any, state: State | None = None) -> list[Any]:
         """Runs the function on arrays and returns a list of arrays."""
         plan = self._planned()
+        if self.is_on_host or any(map(host_steps.is_string, arguments)):
+            plan = self._plan_on_values(plan)
         return plan.run((*self._sizes, *arguments) if self._sizes else arguments, state)
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether it works on strings, tables or files, so that it runs on values."""
+        return self._library.is_on_host(self.name)
+
+    def _plan_on_values(self, plan: Plan) -> Plan:
+        if self._on_values is None or self._on_values[0] is not plan:
+            self._on_values = (
+                plan,
+                plan.with_steps([host_steps.on_values(step, self._library) for step in plan.steps]),
+            )
+        return self._on_values[1]
 
     def _make_plan(self) -> Plan:
         if self._plan is None:
@@ -111,6 +127,11 @@ class Function:
 class Library:
     """The functions of a graph, by name.
 
+    Args:
+        functions: by name.
+        placement: on which devices the shardings in them are.
+        gradients: which of them are gradients of others.
+
     Attributes:
         placement: on which devices the shardings in them are.
     """
@@ -119,11 +140,14 @@ class Library:
         self,
         functions: Mapping[str, graph_pb2.FunctionDef],
         placement: shardings.Placement | None = None,
+        gradients: Sequence[graph_pb2.GradientDef] = (),
     ) -> None:
         self._defs = functions
+        self._gradients = gradients  # functions may be added later
         self.placement = placement if placement is not None else shardings.Placement()
         self._functions: dict[str, Function] = {}
         self._with_values: dict[str, bool] = {}
+        self._on_host: dict[str, bool] = {}
 
     def __getitem__(self, name: str) -> Function:
         """Returns a function.
@@ -147,11 +171,45 @@ class Library:
         """Returns the functions for given sizes of the dimensions that they take."""
         return _SizedLibrary(self, known)
 
-    def calls_may_need_values(self, node: graph_pb2.NodeDef) -> bool:
-        """Returns whether a node calls a function with an op that may need values."""
-        return any(map(self._may_need_values, _functions_called(node)))
+    def gradient_of(self, name: str) -> Function | None:
+        """Returns the function that the library has as the gradient of another, or None."""
+        found = (g.gradient_func for g in self._gradients if g.function_name == name)
+        gradient = next(found, None)
+        return self[gradient] if gradient is not None else None
 
-    def _may_need_values(self, name: str) -> bool:
+    @property
+    def has_host_functions(self) -> bool:
+        """Whether any function works on strings, tables or files."""
+        return any(map(self.is_on_host, self._defs))
+
+    def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether a node calls a function that works on strings, tables or files."""
+        if not self._defs:
+            return False
+        kernel = _definition.KERNELS.get(node.op)
+        if kernel is None:
+            return self.is_on_host(node.op)
+        return kernel.takes_functions and any(map(self.is_on_host, _functions_in_attrs(node)))
+
+    def is_on_host(self, name: str) -> bool:
+        """Returns whether a function works on strings, tables or files, or calls one that does."""
+        known = self._on_host.get(name)
+        if known is not None:
+            return known
+        function = self._defs.get(name)
+        if function is None:
+            return False
+        self._on_host[name] = False  # for one that calls itself
+        signature = function.signature
+        found = any(arg.type == dtypes.STRING for arg in signature.input_arg)
+        found = found or any(
+            _is_on_host(node) or self.calls_on_host(node) for node in function.node_def
+        )
+        self._on_host[name] = found
+        return found
+
+    def may_need_values(self, name: str) -> bool:
+        """Returns whether a function, or one that it calls, has an op that cannot be traced."""
         known = self._with_values.get(name)
         if known is not None:
             return known
@@ -159,21 +217,33 @@ class Library:
         if function is None:
             return False
         self._with_values[name] = False  # for one that calls itself
-        found = self._with_values[name] = any(
-            (node.op in _definition.KERNELS and _definition.KERNELS[node.op].may_need_values)
-            or self.calls_may_need_values(node)
-            for node in function.node_def
-        )
+        found = self._with_values[name] = any(map(self._node_needs_values, function.node_def))
         return found
+
+    def _node_needs_values(self, node: graph_pb2.NodeDef) -> bool:
+        kernel = _definition.KERNELS.get(node.op)
+        if kernel is None:
+            return self.may_need_values(node.op)
+        if kernel.may_need_values or not kernel.takes_functions:
+            return kernel.may_need_values
+        return any(map(self.may_need_values, _functions_in_attrs(node)))
 
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
         return self._defs.get(name)
 
 
-def _functions_called(node: graph_pb2.NodeDef) -> list[str]:
-    """Returns the names of the functions that a node's attrs and its op say."""
-    names = [node.op]
+def _is_on_host(node: graph_pb2.NodeDef) -> bool:
+    kernel = _definition.KERNELS.get(node.op)
+    if kernel is None:
+        return False
+    makes_any = kernel.makes_variable or node.op == "Const"
+    return kernel.is_host or (makes_any and node.attr["dtype"].type == dtypes.STRING)
+
+
+def _functions_in_attrs(node: graph_pb2.NodeDef) -> list[str]:
+    """Returns the names of the functions that a node's attrs say."""
+    names = []
     for attr in node.attr.values():
         if attr.HasField("func"):
             names.append(attr.func.name)
@@ -296,13 +366,15 @@ def plan_graph(
         UnsupportedOpError: some of the ops have no kernel.
     """
     fed = {_canonical(name) for name in feeds}
-    wanted = [naming.parse_tensor_name(name).node for name in fetches]
+    wanted = [
+        naming.parse_tensor_name(name).node for name in fetches if _canonical(name) not in fed
+    ]
     fully_fed = frozenset(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
     ordered = [
         node
-        for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed)
+        for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed, fed=fed)
         if node.name not in fully_fed
     ]
     making = _GraphPlan(library, ordered, feeds, fetches)

@@ -18,6 +18,7 @@ def sort_nodes(
     wanted: Iterable[str],
     stop_at: frozenset[str] = frozenset(),
     given: Collection[str] = (),
+    fed: Collection[str] = (),
 ) -> list[graph_pb2.NodeDef]:
     """Returns the wanted nodes and all they depend on, each after its inputs.
 
@@ -26,6 +27,7 @@ def sort_nodes(
         wanted: names of nodes.
         stop_at: nodes whose inputs are not followed, because their outputs are fed.
         given: names that are no nodes: a function's arguments.
+        fed: tensors that are given, with their positions: what made them need not run for them.
 
     Raises:
         GraphError: an input is missing, or the nodes form a cycle that is no loop.
@@ -50,6 +52,8 @@ def sort_nodes(
             continue
         is_merge = nodes[name].op in _MERGES
         for ref in reversed(nodes[name].input):
+            if fed and (ref in fed or f"{ref}:0" in fed):
+                continue
             producer = ref[1:] if ref[0] == "^" else ref.split(":", 1)[0]
             if is_merge and producer in nodes and nodes[producer].op in NEXT_ITERATION:
                 backs.append(producer)

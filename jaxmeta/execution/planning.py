@@ -11,10 +11,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import dtypes, errors, op_defs, values
+from jaxmeta import dtypes, errors, op_defs, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, functionalizing
 from jaxmeta.execution.plans import Plan, State, Step
@@ -24,11 +25,14 @@ from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 _EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
+_TYPE_ATTRS: Final = ("T", "Tparams", "dtype")  # the type of what an op of any type takes
 FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
 
 
 class FunctionLibrary(Protocol):
     """What a plan asks of the functions of a graph; see `executor.Library`."""
+
+    placement: shardings.Placement
 
     def __getitem__(self, name: str) -> Any:
         """Returns a function."""
@@ -36,8 +40,11 @@ class FunctionLibrary(Protocol):
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
 
-    def calls_may_need_values(self, node: graph_pb2.NodeDef) -> bool:
-        """Returns whether functions that a node calls may need values."""
+    def may_need_values(self, name: str) -> bool:
+        """Returns whether a function cannot be traced."""
+
+    def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether functions that a node calls work on strings, tables or files."""
 
 
 class UnknownInput(errors.GraphError):
@@ -84,6 +91,9 @@ class Planner:
             self._add_constant(node, output_refs(node)[0])
             return
         kernel = self._kernel(node, op)
+        is_call = kernel is _CALL_KERNEL or kernel.takes_functions
+        if is_call and self._library.calls_on_host(node):
+            kernel = dataclasses.replace(kernel, is_host=True)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
         places = self.places
@@ -97,6 +107,8 @@ class Planner:
             inputs.append(place)
         refs = output_refs(node)
         run = self._bind_kernel(node, kernel, len(refs))
+        if shardings.CONTEXT_ATTR in node.attr:
+            run = shardings.run_in_context(run, node.attr[shardings.CONTEXT_ATTR].list.s)
         env, host_kernels = self.env, _definition.HOST_KERNELS
         self._fold_inputs(node, kernel, inputs)
         at_need = op in host_kernels and host_kernels[op].at_need
@@ -107,13 +119,17 @@ class Planner:
                 run = sizes.folding(None, run, kernel.static)
             else:
                 run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
-        elif op in host_kernels and self.foldable.keys() >= set(inputs):
+        elif op in host_kernels and all(place in self.foldable for place in inputs):
             self.foldable[len(env)] = len(self.steps)
             if at_need or not self.at_need.isdisjoint(inputs):
                 self.at_need.add(len(env))
-        if kernel.is_host or (op not in _definition.TRACED_KERNELS and self._takes_string(inputs)):
+        if (
+            kernel.is_host
+            or (op not in _definition.TRACED_KERNELS and self._takes_string(inputs))
+            or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING)
+        ):
             self.is_host = True
-        if kernel.may_need_values or self._library.calls_may_need_values(node):
+        if kernel.may_need_values:
             self.may_need_values = True
         if kernel.has_references or self.references:
             kernel, run = self._dereference(node, kernel, run, inputs)
@@ -178,7 +194,10 @@ class Planner:
         attr = node.attr
         value = values.tensor_from_proto(attr["value"].tensor)
         if _definition.CAPTURED_ATTR in attr:
-            self._constant_places[node.name] = self.add_place(name, jnp.asarray(value))
+            recorded = shardings.sharding_from_attrs(attr)
+            sharding = self._library.placement.sharding(recorded)
+            array = jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
+            self._constant_places[node.name] = self.add_place(name, array)
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
@@ -224,6 +243,8 @@ class Planner:
             kernel = _definition.TRACED_KERNELS.get(op)
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
+        if kernel is not None and op in _definition.STRING_KERNELS and _is_of_strings(attr):
+            kernel = _definition.STRING_KERNELS[op]
         if kernel is None:
             if self._library.definition(op) is not None:
                 return _CALL_KERNEL
@@ -238,10 +259,10 @@ class Planner:
         self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
     ) -> Callable[..., Any]:
         """Returns what a step runs: the kernel with the node's attrs."""
-        if kernel is _CALL_KERNEL:
-            called: Callable[..., Any] = self._library[node.op].call_with_state
+        if kernel.run is _CALL_KERNEL.run:
+            called: Callable[..., Any] = self._function(node.op).call_with_state
             return called
-        if kernel is _PLAIN_KERNEL:
+        if kernel.run is _PLAIN_KERNEL.run:
             return _refuse
         run, attr = kernel.run, node.attr
         if dimension_nodes.DIMENSIONS_ATTR in attr:
@@ -274,7 +295,9 @@ class Planner:
         TensorFlow writes such arithmetic where a shape is made of numbers; elsewhere it stays
         among the computations, where JAX has it.
         """
-        host = _definition.HOST_KERNELS.get(node.op)
+        host = _definition.HOST_KERNELS.get(node.op) if self.sizes else None
+        if host is None and not kernel.static:
+            return
         if host is not None and not self.sizes.isdisjoint(inputs):
             needed: Iterable[int] = inputs
             if not host.makes_shapes:
@@ -304,7 +327,7 @@ class Planner:
     ) -> Callable[..., Any]:
         """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
         attr = node.attr
-        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel is not _CALL_KERNEL
+        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel.run is not _CALL_KERNEL.run
         host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
         if kernel.gives_sizes or host is not None:
             self.sizes.update(places)
@@ -333,27 +356,30 @@ class Planner:
         return node.name if name == _definition.NODE_NAME else self._called_function(node)
 
     def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        default = None
-        if op_defs.has_op(node.op) and not name.startswith("_"):
-            default = op_defs.attr_default(op_defs.get_op_def(node.op), name)
+        default = _attr_default(node.op, name)
         if default is None:
             raise errors.AttrError(
                 f"node {node.name!r} ({node.op}): the attr {name!r} is missing and has no default"
             )
-        return self._plain(values.attr_from_proto(default))
+        return default
 
     def _plain(self, value: Any) -> Any:
         """Turns names of functions into functions."""
         if isinstance(value, values.FunctionRef):
-            return self._library[value]
+            return self._function(value)
         if isinstance(value, tuple) and value and isinstance(value[0], values.FunctionRef):
-            return tuple(self._library[name] for name in value)
+            return tuple(map(self._function, value))
         return value
 
     def _called_function(self, node: graph_pb2.NodeDef) -> Any:
         if FUNCTION_ATTR in node.attr:
-            return self._library[node.attr[FUNCTION_ATTR].func.name]
-        return self._library[node.op]
+            return self._function(node.attr[FUNCTION_ATTR].func.name)
+        return self._function(node.op)
+
+    def _function(self, name: str) -> Any:
+        if self._library.may_need_values(name):
+            self.may_need_values = True
+        return self._library[name]
 
     def functionalize(
         self, nodes: Iterable[graph_pb2.NodeDef], results: Sequence[int]
@@ -421,14 +447,35 @@ class Planner:
         return new
 
 
+def _is_of_strings(attr: Mapping[str, graph_pb2.AttrValue]) -> bool:
+    """Returns whether a node of an op of any type is one of strings."""
+    return any(
+        name in attr and (attr[name].type or next(iter(attr[name].list.type), 0)) == dtypes.STRING
+        for name in _TYPE_ATTRS
+    )
+
+
+@functools.cache
+def _attr_default(op: str, name: str) -> Any:
+    """Returns what the OpDef says, or None."""
+    if not op_defs.has_op(op) or name.startswith("_"):
+        return None
+    default = op_defs.attr_default(op_defs.get_op_def(op), name)
+    return None if default is None else values.attr_from_proto(default)
+
+
+@functools.cache
+def _takes_lists(op: str) -> bool:
+    return op_defs.has_op(op) and any(arg.number_attr for arg in op_defs.get_op_def(op).input_arg)
+
+
 def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
     """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
-    op_def = op_defs.get_op_def(node.op) if op_defs.has_op(node.op) else None
-    if op_def is None or not any(arg.number_attr for arg in op_def.input_arg):
+    if not _takes_lists(node.op):
         return kernel
     static: list[int] = []
     first = 0
-    for index, (_, count) in enumerate(op_defs.input_names(op_def, node)):
+    for index, (_, count) in enumerate(op_defs.input_names(op_defs.get_op_def(node.op), node)):
         if index in kernel.static:
             static.extend(range(first, first + count))
         first += count

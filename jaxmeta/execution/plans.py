@@ -16,6 +16,7 @@ from jaxmeta.ops import _definition
 # Before the name of a random op, under which the state counts its runs.
 COUNTER_PREFIX: Final = "_runs_of/"
 _FIRST_GUESS: Final = 32
+_NOT_TRACED: Final = (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)
 _SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 
 
@@ -106,11 +107,11 @@ class State:
         self.values[name] = value
         self.written[name] = None
 
-    def count(self, name: str) -> Any:
-        """Returns how often this was asked for the name, in this run and those before."""
+    def count(self, name: str, step: Any = 1) -> Any:
+        """Returns the sum of the steps before, in this run and earlier ones, modulo 2**32."""
         counter = COUNTER_PREFIX + name
         count = self.read(counter)
-        self.write(counter, count + np.uint32(1))
+        self.write(counter, count + np.uint32(step) if isinstance(step, int) else count + step)
         return count
 
 
@@ -171,6 +172,18 @@ class Plan:
         self.may_need_values = may_need_values
         self.refusal = refusal
 
+    def with_steps(self, steps: Sequence[Step]) -> Plan:
+        """Returns the plan with other steps, for the same places."""
+        return Plan(
+            self.initial,
+            self.arguments,
+            steps,
+            self.results,
+            references=self.references,
+            is_host=self.is_host,
+            may_need_values=self.may_need_values,
+        )
+
     def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
         """Runs all steps and returns the results.
 
@@ -220,6 +233,12 @@ def run_steps(steps: Sequence[Step], env: list[Any], state: State | None) -> Non
                 for place, value in zip(outputs, result, strict=True):
                     env[place] = value
     except Exception as error:
+        if step is not None and step[4].is_host and isinstance(error, _NOT_TRACED):
+            node = step[5]
+            raise errors.UnsupportedOpError(
+                f"node {node.name!r} ({node.op}) works on values on the host; it cannot be traced, "
+                "as jit, grad and signatures do: run it in a Session"
+            ) from error
         if step is not None:
             error.add_note(f"while running node {step[-1].name!r} ({step[-1].op})")
         raise

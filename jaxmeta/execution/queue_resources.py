@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxmeta import errors
+from jaxmeta.execution.files import Files
 
 Element: TypeAlias = tuple[Any, ...]
 Shape: TypeAlias = tuple[int | None, ...] | None
@@ -43,14 +44,19 @@ class Waiting:
 
 
 class Resources:
-    """What the host holds for the nodes of one session, by kind, container and name."""
+    """What the host holds for the nodes of one session, by kind, container and name.
 
-    def __init__(self) -> None:
+    Attributes:
+        files: the file system, if operations may use it.
+    """
+
+    def __init__(self, *, allow_files: bool = False) -> None:
+        self.files = Files(is_allowed=allow_files)
         self._lock = threading.Lock()
-        self._held: dict[Any, Queue] = {}
+        self._held: dict[Any, Any] = {}
         self._cancelled = threading.Event()
 
-    def get_or_make(self, key: Any, make: Callable[[], Queue]) -> Queue:
+    def get_or_make(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns what is held under a key; what ``make`` returns where nothing is yet."""
         with self._lock:
             if key not in self._held:
@@ -65,8 +71,9 @@ class Resources:
         """Cancels all that waits, and lets go of what is held."""
         with self._lock:
             self._cancelled.set()
-            for queue in self._held.values():
-                queue.wake()
+            for held in self._held.values():
+                if isinstance(held, Queue):
+                    held.wake()
             self._held.clear()
 
 

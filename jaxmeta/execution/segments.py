@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs
-from jaxmeta.execution import compiling, executor, plans
+from jaxmeta.execution import compiling, executor, host_steps, plans
 from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops import _definition
+from jaxmeta.tracing import jaxprs
 
+_WIDE: Final = (np.dtype(np.int64), np.dtype(np.uint64))
 _HOST_ONLY: Final = frozenset({dtypes.STRING, dtypes.VARIANT})
 
 
@@ -80,11 +82,11 @@ class HostState:
         """Gives a variable a value."""
         self.changes[name] = value
 
-    def count(self, name: str) -> Any:
-        """Returns how often this was asked for the name, in this run and those before."""
+    def count(self, name: str, step: Any = 1) -> Any:
+        """Returns the sum of the steps before, in this run and earlier ones, modulo 2**32."""
         counter = plans.COUNTER_PREFIX + name
-        count = self.read(counter) if self.is_initialized(counter) else np.uint32(0)
-        self.write(counter, count + np.uint32(1))
+        count = self.read(counter) if self.is_initialized(counter) else np.zeros((), np.uint32)
+        self.write(counter, np.asarray(count + np.asarray(step, np.uint32), np.uint32))
         return count
 
 
@@ -163,6 +165,7 @@ def _run_on_device(
     is_last: bool,
 ) -> None:
     arrays = {place: env[place] for place in part.inputs if _is_array(env[place])}
+    _refuse_wide_integers(arrays.values(), part)
     given = {place: value for place, value in arrays.items() if place not in part.static}
     values = list(given.values())
     key = (
@@ -190,6 +193,22 @@ def _run_on_device(
     computed = iter(results)
     for place in part.outputs:
         env[place] = constants[place] if place in constants else next(computed)
+
+
+def _refuse_wide_integers(arrays: Iterable[Any], part: _Part) -> None:
+    """Raises InvalidArgumentError where JAX would cut integers of the host to 32 bits."""
+    if jaxprs.has_64_bit_types():
+        return
+    for array in arrays:
+        if not isinstance(array, np.ndarray) or array.dtype not in _WIDE or not array.size:
+            continue
+        narrow = np.iinfo(np.int32 if array.dtype == np.int64 else np.uint32)
+        if array.min() < narrow.min or array.max() > narrow.max:
+            node = part.steps[0][5]
+            raise errors.InvalidArgumentError(
+                f"before node {node.name!r} ({node.op}): values of {array.dtype} that 32 bits do "
+                "not hold; switch 64-bit types on, jax.config.update('jax_enable_x64', True)"
+            )
 
 
 def _compile(
@@ -272,6 +291,9 @@ class _Levels:
         self._library = library
         self._of_node: dict[str, int] = {}
         self._of_place: dict[int, int] = {}
+        self._given = {p for p, value in enumerate(plan.initial) if value is not None}
+        self._given.update(plan.arguments)
+        self._sizes: set[int] = set()
         # What JAX cannot hold: strings, and the resources that steps on the host gave.
         self._host_places = set(string_places)
         self._host_places.update(
@@ -288,6 +310,7 @@ class _Levels:
             step[4].is_host
             or not self._host_places.isdisjoint(step[1])
             or not _HOST_ONLY.isdisjoint(numbers)
+            or self._depends_on_values(step)
         )
         level = max(
             [
@@ -307,6 +330,17 @@ class _Levels:
                 self._host_places.add(place)  # the handle of a queue in TensorFlow 1
         return level, is_host
 
+    def _depends_on_values(self, step: plans.Step) -> bool:
+        """Returns whether what must be known while tracing is so only once steps have run.
+
+        Such a step runs by itself: it would have to be compiled again for each value.
+        """
+        known = all(place in self._sizes or place in self._given for place in step[1])
+        host = _definition.HOST_KERNELS.get(step[5].op)
+        if step[4].gives_sizes or (host is not None and known):
+            self._sizes.update(_outputs(step))
+        return any(p not in self._sizes and p not in self._given for p in _static_inputs(step))
+
     def _numbers(self, node: Any) -> list[int]:
         function = self._library.definition(node.op)
         op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
@@ -318,16 +352,19 @@ def _on_host(step: plans.Step, library: executor.Library) -> plans.Step:
     run, places, output, outputs, kernel, node = step
     bare = run
     if not kernel.is_host:
+        if host_steps.is_of_numbers(node, library):
+            return step
         string_kernel = _definition.STRING_KERNELS.get(node.op)
         if string_kernel is None:
             raise errors.UnsupportedOpError(
                 f"node {node.name!r} ({node.op}): the op has no kernel for strings or queues"
             )
         bare = executor.bind_attrs(node, string_kernel, library)
-    is_stateful = kernel.is_stateful
+    is_stateful = kernel.is_host and kernel.is_stateful
+    as_declared = host_steps.declared_inputs(node, library)
 
     def run_on_host(*inputs: Any) -> Any:
         state, values = (inputs[:1], inputs[1:]) if is_stateful else ((), inputs)
-        return bare(*state, *[np.asarray(v) if isinstance(v, jax.Array) else v for v in values])
+        return bare(*state, *as_declared(values))
 
     return run_on_host, places, output, outputs, kernel, node

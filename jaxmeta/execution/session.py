@@ -55,6 +55,8 @@ class Session:
         graph: the graph; the default graph where None.
         config: an object whose ``operation_timeout_in_ms`` limits how long a run waits for a queue;
             the rest of TensorFlow's ConfigProto has no meaning here.
+        allow_files: whether operations of the graph may read and write files: allow it for graphs
+            you trust. Without it, `FileAccessError` is raised where one would.
 
     Attributes:
         graph: the graph.
@@ -76,6 +78,8 @@ class Session:
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
         if isinstance(target, building.Graph) and graph is None:
             graph = target
@@ -87,10 +91,10 @@ class Session:
         self.graph = graph if graph is not None else building.get_default_graph()
         self.values = VariableStore(self.graph.constants, self._storage_name)
         self._config = config
-        self._resources = Resources()
+        self._resources = Resources(allow_files=allow_files)
         self._prepared: dict[Any, _Prepared] = {}
         self._speculative: dict[tuple[str, ...], speculating.SpeculativePlan] = {}
-        self._library = executor.Library(self.graph.functions)
+        self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
 
@@ -201,6 +205,7 @@ class Session:
             GraphError: a name is unknown, or a variable has no value.
             FeedError: a feed is unknown or missing, or does not fit.
             OperationError: an operation failed on the values that it was given.
+            FileAccessError: an operation would use files, which the session does not allow.
         """
         del run_metadata
         if feed_dict:
@@ -336,16 +341,17 @@ class Session:
         self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
-        nodes = inlining.inline_calls(self.graph, [*fetched, *prepared.feed_names])
+        feeds = list(prepared.feed_names)
+        nodes = inlining.inline_calls(self.graph, [*fetched, *feeds])
+        plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
+        if plan.is_host and not plan.may_need_values and self._library.has_host_functions:
+            # So that what else these functions compute is compiled.
+            holds = self._library.calls_on_host
+            nodes = inlining.inline_calls_that(self.graph, nodes, fetched, holds)
+            plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
         make_plan = functools.partial(
-            executor.plan_graph,
-            nodes,
-            self._library,
-            list(prepared.feed_names),
-            tensors,
-            operations,
+            executor.plan_graph, nodes, self._library, feeds, tensors, operations
         )
-        plan = make_plan()
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
         if plan.may_need_values:
             if strings and not plan.refusal:
@@ -464,8 +470,10 @@ class InteractiveSession(Session):
         target: str | building.Graph = "",
         graph: building.Graph | None = None,
         config: Any = None,
+        *,
+        allow_files: bool = False,
     ) -> None:
-        super().__init__(target, graph, config)
+        super().__init__(target, graph, config, allow_files=allow_files)
         self._default_graph = contextlib.ExitStack()
         self._default_graph.enter_context(self.graph.as_default())
         default_sessions.push(self)

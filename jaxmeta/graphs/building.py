@@ -22,7 +22,7 @@ from jaxmeta.graphs import (
 )
 from jaxmeta.graphs.graph import Signature
 from jaxmeta.graphs.handles import Operation, Tensor, Variable
-from jaxmeta.tracing import jaxprs, signature_nodes
+from jaxmeta.tracing import jaxprs, signature_nodes, static_arguments
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
 
@@ -94,7 +94,8 @@ class Graph(graph.GraphBuilder):
         Args:
             name: of the entry point; its node has this name too.
             fn: a function of pytrees of arrays. One that is under `jax.jit` already keeps its
-                donation; else the arguments in ``updates`` are donated.
+                donation, and its static arguments become part of the program, which is then a
+                function of the others; else the arguments in ``updates`` are donated.
             *args: what to trace it with: pytrees whose leaves are variables of this graph, tensors
                 of it, arrays, or `jax.ShapeDtypeStruct`. The last two become placeholders, named
                 by argument and path. Sizes may be symbolic dimensions of `jax.export`, or strings
@@ -127,20 +128,18 @@ class Graph(graph.GraphBuilder):
         except Exception as error:
             signature_nodes.explain_symbolic_failure(error, name, leaf_specs)
             raise
-        with_donation = jax.tree.leaves(traced.args_info)
-        flat, _ = jax.tree_util.tree_flatten_with_path(
-            (args, kwargs), is_leaf=signature_nodes.is_handle
-        )
-        if len(flat) != len(with_donation):
-            raise errors.GraphError(
-                f"signature {name!r}: the function takes {len(with_donation)} arrays, the "
-                f"arguments hold {len(flat)}; bind static arguments first, as with "
-                "functools.partial"
-            )
-        placed = jaxprs.jit_shardings(fn, *leaf_specs) if hasattr(fn, "lower") else ((), ())
-        scope = signature_nodes.SignatureNodes(self, name, fn, flat, carry_custom_calls)
+        static = static_arguments.find_static_arguments(name, fn, traced, *leaf_specs)
+        pairs = {result: static.shift(argument) for result, argument in pairs.items()}
+        placed: Any = ((), ())
+        if hasattr(fn, "lower"):
+            placed = jaxprs.jit_shardings(static.bind(fn), *static.drop(*leaf_specs))
+        leaf_names = signature_nodes.name_leaves(fn, args, kwargs, static)
+        arguments = static.drop(args, kwargs)
+        leaves = jax.tree.leaves(arguments, is_leaf=signature_nodes.is_handle)
+        flat = list(zip(leaf_names, leaves, strict=True))
+        scope = signature_nodes.SignatureNodes(self, name, flat, carry_custom_calls)
         call_outputs = scope.add_call(traced)
-        signature = scope.make_signature(traced, call_outputs, (args, kwargs), pairs, placed)
+        signature = scope.make_signature(traced, call_outputs, arguments, pairs, placed)
         attrs = self.nodes[scope.call_name].attr
         for attr_name, value in signature_nodes.signature_attrs(signature).items():
             values.write_attr(attrs[attr_name], value)
@@ -245,10 +244,15 @@ def _trace(
     donated: tuple[int, ...],
 ) -> Any:
     """Returns `jax.jit`'s trace of a function; one that is jitted keeps its own options."""
-    jitted = fn if hasattr(fn, "trace") and hasattr(fn, "lower") else None
-    if jitted is None:
-        jitted = jax.jit(fn, donate_argnums=donated)
-    return jitted.trace(*args, **kwargs)
+    if isinstance(fn, (jax.stages.Compiled, jax.stages.Lowered)):
+        raise errors.GraphError(
+            f"a {type(fn).__name__} function is no longer traced; give what it was made of"
+        )
+    if hasattr(fn, "trace") and hasattr(fn, "lower"):
+        traced = fn.trace(*args, **kwargs)
+        if isinstance(traced, jax.stages.Traced):  # and not that of a library's own jit
+            return traced
+    return jax.jit(fn, donate_argnums=donated).trace(*args, **kwargs)
 
 
 def _variable_leaf(variable: Variable) -> trees.Leaf:

@@ -43,6 +43,9 @@ def rebuild(
     made.add_node_defs({node.name: node for node in moved})
     known = set(made.functions)
     made.gradients.extend(g for g in target.gradients if g.function_name in known)
+    made.registered_gradients.extend(
+        g for g in target.registered_gradients if g.gradient_func in known
+    )
     made.versions.CopyFrom(target.versions)
     mover.fill(target)
     saver_def = target.saver_def

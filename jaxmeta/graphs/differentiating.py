@@ -203,7 +203,7 @@ class _Section:
         others = self._boundary(reached, set(x_names), [y for y, _ in pairs])
         plan = executor.plan_graph(
             self._nodes,
-            executor.Library(self._graph.functions),
+            executor.Library(self._graph.functions, gradients=self._graph.gradients),
             [*x_names, *others],
             [y.name for y, _ in pairs],
         )

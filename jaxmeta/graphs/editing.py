@@ -189,6 +189,10 @@ def merge(target: _G, other: GraphBuilder, scope: str) -> _G:
         added_gradient.function_name = names.get(gradient.function_name, gradient.function_name)
         added_gradient.gradient_func = names.get(gradient.gradient_func, gradient.gradient_func)
         edited.gradients.append(added_gradient)
+    for registered in other.registered_gradients:
+        added_rule = copying.copied(registered)
+        added_rule.gradient_func = names.get(registered.gradient_func, registered.gradient_func)
+        edited.registered_gradients.append(added_rule)
     nodes = copying.without_saver(other, other.nodes)
     mover = copying.Mover(edited, renaming.Renaming(scope, {}), set(nodes))
     added_nodes = {}

@@ -19,6 +19,7 @@ LINK_ATTRS: Final = frozenset(
         "_jax_jvp",
         "_jax_fwd",
         "_jax_bwd",
+        "_jax_rules",
         "forward_function_name",
         "backward_function_name",
     }
@@ -94,6 +95,8 @@ def _named_in_attrs(attrs: Mapping[str, graph_pb2.AttrValue]) -> Iterator[str]:
             for func in value.list.func:
                 yield func.name
                 yield from _named_in_attrs(func.attr)
+            if name in LINK_ATTRS:
+                yield from (link.decode(errors="replace") for link in value.list.s)
         elif kind == "s" and name in LINK_ATTRS:
             yield value.s.decode(errors="replace")
 
@@ -121,6 +124,9 @@ def _rename_in_attrs(attrs: Mapping[str, graph_pb2.AttrValue], names: Mapping[st
         elif kind == "list":
             for func in value.list.func:
                 _rename_func(func, names)
+            if name in LINK_ATTRS:
+                links = [link.decode(errors="replace") for link in value.list.s]
+                value.list.s[:] = [names.get(link, link).encode() for link in links]
         elif kind == "s" and name in LINK_ATTRS:
             linked = value.s.decode(errors="replace")
             if linked in names:

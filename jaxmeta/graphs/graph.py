@@ -106,6 +106,7 @@ class GraphBuilder(ElementContainer):
         self._is_finalized = False
         self._variables: dict[str, Variable] = {}
         self.gradients: list[graph_pb2.GradientDef] = []
+        self.registered_gradients: list[graph_pb2.RegisteredGradient] = []
         self.versions = graph_pb2.VersionDef(producer=PRODUCER_VERSION)
         self.collections: dict[str, list[Any]] = {}
         self.signatures: dict[str, Signature] = {}
@@ -413,6 +414,7 @@ class GraphBuilder(ElementContainer):
         graph_def.versions.CopyFrom(self.versions)
         graph_def.library.function.extend(self._functions.values())
         graph_def.library.gradient.extend(self.gradients)
+        graph_def.library.registered_gradients.extend(self.registered_gradients)
         return graph_def
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxmeta.graphs import graph
 
 _CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _FUNCTION_ATTR: Final = "f"
+_MOST_CALLS: Final = 100  # one inside the other
 _LOOP_ATTR: Final = "_jax_body"  # on a call that stands for a loop: the function of one iteration
 _Nodes = Mapping[str, graph_pb2.NodeDef]
 
@@ -95,6 +96,46 @@ def inline_calls(target: graph.GraphBuilder, names: Iterable[str]) -> _Nodes:
             if call is None:
                 break
             added.update(_inlined(target, call))
+    return collections.ChainMap(added, _as_mutable(nodes)) if added else nodes
+
+
+def inline_calls_that(
+    target: graph.GraphBuilder,
+    nodes: _Nodes,
+    wanted: Iterable[str],
+    holds: Callable[[graph_pb2.NodeDef], bool],
+) -> _Nodes:
+    """Returns nodes with those calls replaced, among what some depend on, of which a test holds.
+
+    Args:
+        target: the graph.
+        nodes: its nodes, by name.
+        wanted: names of tensors and operations.
+        holds: the test, for nodes that call one function once.
+
+    Raises:
+        GraphError: functions call each other in a circle.
+    """
+    added: dict[str, graph_pb2.NodeDef] = {}
+    depths: dict[str, int] = {}
+    pending = [name.split(":")[0] for name in wanted]
+    seen = set(pending)
+    while pending:
+        name = pending.pop()
+        node = added.get(name) or nodes.get(name)
+        if node is None:
+            continue
+        if _called_function(target, node) is not None and holds(node):
+            depth = depths.get(name, 0) + 1
+            if depth > _MOST_CALLS:
+                raise errors.GraphError(f"{name!r} ({node.op}): functions call each other too deep")
+            inner = _inlined(target, node)
+            added.update(inner)
+            depths.update(dict.fromkeys(inner, depth))
+            node = inner[name]
+        names = [ref.removeprefix("^").split(":")[0] for ref in node.input]
+        pending.extend(name for name in names if name not in seen)
+        seen.update(names)
     return collections.ChainMap(added, _as_mutable(nodes)) if added else nodes
 
 
@@ -214,12 +255,24 @@ def _results(
     outputs = function.signature.output_arg
     made = graph_pb2.NodeDef(name=call.name, op="IdentityN")
     made.input.extend(outer(function.ret[argument.name]) for argument in outputs)
-    made.input.extend(f"^{call.name}/{name}" for name in function.control_ret.values())
+    made.input.extend(f"^{call.name}/{name}" for name in _run_anyway(function))
     made.input.extend(control)
     attr = graph_pb2.AttrValue()
     attr.list.type.extend(argument.type for argument in outputs)
     made.attr["T"].CopyFrom(attr)
     return made
+
+
+def _run_anyway(function: graph_pb2.FunctionDef) -> list[str]:
+    """Returns the nodes of a function that run although no result depends on them.
+
+    As in TensorFlow, these are all that have effects.
+    """
+    names = dict.fromkeys(function.control_ret.values())
+    for node in function.node_def:
+        if op_defs.has_op(node.op) and op_defs.is_stateful(node.op):
+            names[node.name] = None
+    return list(names)
 
 
 def _op_def(target: graph.GraphBuilder, node: graph_pb2.NodeDef) -> graph_pb2.OpDef:

@@ -40,7 +40,7 @@ def infer_shape(target: GraphBuilder, tensor_name: str) -> values.Shape | None:
             roots.update(known)
         if tensor_name in roots:
             return target.recorded_shape(node_name, int(tensor_name.split(":")[1]))
-        library = executor.Library(target.functions)
+        library = executor.Library(target.functions, gradients=target.gradients)
         plan = executor.plan_graph(target.nodes, library, list(roots), [tensor_name])
         (found,) = jax.eval_shape(lambda *fed: plan.run(fed), *roots.values())
     except (errors.JaxmetaError, TypeError, ValueError, NotImplementedError, ArithmeticError):

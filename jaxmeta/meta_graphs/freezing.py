@@ -145,6 +145,9 @@ def _write_library(
     result.library.gradient.extend(
         gradient for name, gradient in gradients.items() if name in reached
     )
+    result.library.registered_gradients.extend(
+        rule for rule in library.registered_gradients if rule.gradient_func in reached
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

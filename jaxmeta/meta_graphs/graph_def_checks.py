@@ -47,10 +47,30 @@ def check_function_names(source: str, library: graph_pb2.FunctionDefLibrary) -> 
     if taken:
         headline = f"{source}: these functions are not unique:"
         raise errors.GraphError(errors.list_offenders(headline, taken))
-    shadowing = sorted(name for name in count if op_defs.has_op(name))
+    shadowing = sorted(name for name in count if op_defs.is_registered(name))
     if shadowing:
         headline = f"{source}: these functions have the names of ops:"
         raise errors.GraphError(errors.list_offenders(headline, shadowing))
+
+
+def add_described_ops(graph_def: graph_pb2.GraphDef, described: graph_pb2.OpList) -> None:
+    """Makes those ops known that nodes use, that are unknown, and that their file describes.
+
+    Such are the ops of ``tf.contrib``. A graph that holds one can be imported, and what does not
+    depend on it runs.
+
+    Raises:
+        UnsupportedOpError: another file described an op of that name in another way.
+    """
+    by_name = {op.name: op for op in described.op if not op_defs.is_registered(op.name)}
+    if not by_name:
+        return
+    used = {node.op for node in graph_def.node}
+    for function in graph_def.library.function:
+        used.update(node.op for node in function.node_def)
+        by_name.pop(function.signature.name, None)
+    for name in sorted(used & by_name.keys()):
+        op_defs.add_described(by_name[name])
 
 
 def check_and_index(
@@ -90,7 +110,7 @@ def check_and_index(
         by_name[node.name] = node
     _list_unknown_in_library(graph_def, known, own, functions, unknown)
     if unknown:
-        headline = f"{source}: these ops are unknown:"
+        headline = f"{source}: these ops are unknown, and the file does not describe them:"
         raise errors.UnsupportedOpError(errors.list_offenders(headline, unknown))
     if len(by_name) != len(graph_def.node):
         graph.refuse_repeated_names(graph_def.node)

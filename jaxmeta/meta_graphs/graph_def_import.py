@@ -276,6 +276,13 @@ def _add_functions(
         )
         if renamed_gradient not in target.gradients:
             target.gradients.append(renamed_gradient)
+    for registered in library.registered_gradients:
+        renamed_rule = graph_pb2.RegisteredGradient(
+            gradient_func=names.get(registered.gradient_func, registered.gradient_func),
+            registered_op_type=registered.registered_op_type,
+        )
+        if renamed_rule not in target.registered_gradients:
+            target.registered_gradients.append(renamed_rule)
     return names
 
 

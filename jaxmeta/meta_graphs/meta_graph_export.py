@@ -237,7 +237,9 @@ class _Nodes:
         graph_def.node.extend(self._nodes)
         if self._graph_def is None:
             graph_def.library.function.extend(self.target.functions.values())
-            graph_def.library.gradient.extend(self.target.gradients)
+            library = graph_def.library
+            library.gradient.extend(self.target.gradients)
+            library.registered_gradients.extend(self.target.registered_gradients)
             graph_def.versions.CopyFrom(self.target.versions)
         else:
             graph_def.library.CopyFrom(self._graph_def.library)

@@ -14,6 +14,7 @@ from jaxmeta.graphs import building, renaming
 from jaxmeta.graphs.graph import Operation, Tensor, Variable
 from jaxmeta.meta_graphs import (
     collection_defs,
+    graph_def_checks,
     graph_def_import,
     input_maps,
     meta_graph_file,
@@ -172,6 +173,8 @@ def add_meta_graph(
     if import_scope is not None and not isinstance(import_scope, str):
         raise errors.ArgumentTypeError(f"import_scope must be a string, not {import_scope!r}")
     scope_name = import_scope or target.unique_name("", mark=False)
+    described = meta_graph.meta_info_def.stripped_op_list
+    graph_def_checks.add_described_ops(meta_graph.graph_def, described)
     is_first = not target.variable_names and target.saver_def is None
     with paused_gc(), target.as_default(), target.name_scope(scope_name) as scope:
         mapping = input_maps.convert_input_map(given, target, can_add=bool(scope_name))

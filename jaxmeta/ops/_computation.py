@@ -44,8 +44,15 @@ def _trace(fn: Callable[..., Any], dtypes: tuple[np.dtype[Any], ...]) -> Any:
     return jaxprs.make_jaxpr(fn, scalars(*dtypes))
 
 
-def recognize(function: Callable[..., Any], dtype: Any) -> str:
-    """Returns which primitive a function of two scalars is, `SECOND`, or an empty string."""
+def recognize(function: Any, dtype: Any) -> str:
+    """Returns which primitive a library function of two scalars is; `SECOND`, or empty."""
+    found: str = function.derived(
+        ("recognized", np.dtype(dtype)), lambda: _recognize(function, dtype)
+    )
+    return found
+
+
+def _recognize(function: Callable[..., Any], dtype: Any) -> str:
     jaxpr = jaxprs.open_jaxpr(jaxprs.make_jaxpr(function, scalars(dtype, dtype)))
     arguments, results = list(jaxpr.invars), list(jaxpr.outvars)
     if len(results) != 1:
@@ -65,8 +72,10 @@ def batched(fn: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
 
 def run_jaxpr(jaxpr: Any, *arguments: Any) -> list[Any]:
-    """Runs an open jaxpr without constants; `batched` makes it one of arrays."""
-    env = dict(zip(jaxpr.invars, arguments, strict=True))
+    """Runs a closed jaxpr, or an open one without constants; `batched` makes it one of arrays."""
+    constants, jaxpr = jaxprs.jaxpr_constants(jaxpr), jaxprs.open_jaxpr(jaxpr)
+    env = dict(zip(jaxpr.constvars, constants, strict=True))
+    env.update(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Any:
         value = jaxprs.literal_value(atom)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import jax
@@ -104,6 +105,23 @@ class LoweringContext(Protocol):
         each other as attrs are more than TensorFlow's SavedModel loader takes.
         """
 
+    def separate_functions(
+        self, key: tuple[str, Any], jaxprs: Mapping[str, Any], *, most_nested: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the functions of jaxprs that have symbolic dimensions of their own.
+
+        One that uses a primitive without a node form is left out.
+
+        Args:
+            key: what tells them apart; within themselves they are plain strings. The second item
+                is the same for all that come of one another.
+            jaxprs: closed ones by wanted name.
+            most_nested: how many of one kin are built within one another.
+
+        Returns:
+            The functions by wanted name, and why others were left out.
+        """
+
     def call(self, function: str, *inputs: Edge, primitive: str, **params: Any) -> list[Edge]:
         """Adds a call of a library function that stands for a primitive."""
 
@@ -178,9 +196,11 @@ class Kernel:
         may_need_values: whether it can be traced only where enough is known of what it is given;
             else the whole plan runs op by op.
         flow: what it does in TensorFlow 1's control flow.
+        takes_functions: whether attrs of the op name functions.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
         makes_shapes: whether it is where such a shape is made.
+        makes_variable: whether the node is a variable, which may hold strings.
     """
 
     run: Callable[..., Any]
@@ -194,8 +214,10 @@ class Kernel:
     has_references: bool = False
     may_need_values: bool = False
     flow: Flow = Flow.PLAIN
+    takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
+    makes_variable: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -333,6 +355,7 @@ def kernel(
     gives_sizes: bool = False,
     may_need_values: bool = False,
     flow: Flow = Flow.PLAIN,
+    makes_variable: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
 
@@ -347,6 +370,7 @@ def kernel(
         gives_sizes: see `Kernel`.
         may_need_values: see `Kernel`.
         flow: see `Kernel`.
+        makes_variable: see `Kernel`.
 
     Raises:
         TypeError: an op is unknown or has a kernel already, or the signature does not fit it.
@@ -363,6 +387,7 @@ def kernel(
                 gives_sizes=gives_sizes,
                 may_need_values=may_need_values,
                 flow=flow,
+                makes_variable=makes_variable,
             )
         return fn
 
@@ -424,7 +449,7 @@ def restores(*primitives: str, static: Sequence[str] = ()) -> Callable[[_Functio
             if name in PRIMITIVE_KERNELS:
                 raise TypeError(f"primitive {name!r} is restored already")
             attrs, injected = _keyword_attrs(fn, JAX_ATTR_PREFIX)
-            arguments = list(inspect.signature(fn).parameters)
+            arguments = [parameter.name for parameter in _parameters(fn)]
             places = frozenset(map(arguments.index, static))
             PRIMITIVE_KERNELS[name] = Kernel(fn, attrs, places, injected=injected)
         return fn
@@ -445,8 +470,14 @@ def example(
     EXAMPLES.append(Example(fn, specs, where, not_in_tensorflow, tolerance, gradient))
 
 
+@functools.cache
+def _parameters(fn: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Returns what a function takes; many are registered for several ops."""
+    return tuple(inspect.signature(fn).parameters.values())
+
+
 def _refuse_variadic_keywords(fn: Callable[..., Any]) -> None:
-    for parameter in inspect.signature(fn).parameters.values():
+    for parameter in _parameters(fn):
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise TypeError(f"{fn.__qualname__} takes **{parameter.name}: name each parameter")
 
@@ -458,7 +489,7 @@ def _keyword_attrs(
     _refuse_variadic_keywords(fn)
     keywords = [
         parameter
-        for parameter in inspect.signature(fn).parameters.values()
+        for parameter in _parameters(fn)
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     injected = tuple(p.name for p in keywords if p.name in (LIBRARY, FUNCTION, NODE_NAME))
@@ -482,15 +513,16 @@ def _make_kernel(fn: Callable[..., Any], op: str, static: Sequence[str], is_host
     inputs = [arg.name for arg in op_def.input_arg]
     if unknown := set(static) - set(inputs):
         raise TypeError(f"{fn.__qualname__}: op {op!r} has no inputs {unknown}, only {inputs}")
-    first = next(iter(inspect.signature(fn).parameters), "") if not is_plain else ""
+    is_stateful = not is_plain and [p.name for p in _parameters(fn)[:1]] == ["state"]
     return Kernel(
         fn,
         attrs,
         frozenset(inputs.index(name) for name in static),
-        is_stateful=first == "state",
+        is_stateful=is_stateful,
         is_host=is_host,
         injected=injected,
         has_references=any(arg.is_ref for arg in (*op_def.input_arg, *op_def.output_arg)),
+        takes_functions=any("func" in attr.type for attr in op_def.attr),
     )
 
 

@@ -84,3 +84,8 @@ def index_of_slices(
             first = None if begin_mask & bit else start
             index.append(slice(first, None if end_mask & bit else limit, step))
     return tuple(index)
+
+
+def outside_where_negative(indices: Any) -> Any:
+    """Returns indices of which negative ones lie beyond the end, rather than count from it."""
+    return jnp.where(indices < 0, np.iinfo(indices.dtype).max, indices)

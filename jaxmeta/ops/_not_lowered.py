@@ -19,12 +19,8 @@ _CUSTOM_KERNEL: Final = (
 )
 _MUTABLE: Final = (
     "it reads or writes a mutable array (jax.new_ref) that cannot be turned into a plain value, as "
-    "within jax.checkpoint, a custom derivative or a loop's condition; write the function with "
-    "plain arrays that it takes and returns"
-)
-_FACTORIZATION: Final = (
-    "TensorFlow has no op for this factorization; compute it outside the function, use eigh, svd "
-    "or qr, or let add_signature carry it with carry_custom_calls"
+    "where a function with a derivative rule takes it, or where a loop's condition reads what its "
+    "body writes, which JAX itself does not see; write the function with plain arrays"
 )
 _COLLECTIVE: Final = (
     "a collective of few uses; use psum, all_gather, ppermute, all_to_all or psum_scatter, or jit "
@@ -34,27 +30,17 @@ _EQUINOX: Final = (
     "it is a primitive of Equinox or Lineax, known to no other program; use the form in jax.lax "
     "(lax.scan or lax.while_loop, jnp.linalg.solve)"
 )
-
-_ORDERING: Final = (
-    "it only orders effects, and functions with effects cannot be written; return the values"
-)
 _TRANSIENT: Final = (
     "it stands only inside a derivative that is being taken; trace the finished derivative"
 )
 _SPARSE: Final = (
     "it is a primitive of jax.experimental.sparse; use dense arrays, or gather and segment_sum"
 )
-_VMAP_RULE: Final = (
-    "its rule for jax.vmap is Python that asks for the size of the batch; call the function that "
-    "jax.custom_batching.custom_vmap wraps"
-)
 _EXPORTED: Final = (
     "it calls a module of jax.export; call the function that was exported, or let add_signature "
     "carry it with carry_custom_calls"
 )
 _SINK: Final = "it only keeps a value from being optimized away; return the value"
-_NO_TYPE: Final = "its scales are of float8_e8m0fnu, which TensorFlow has not; scale outside of it"
-_WINDOW: Final = "no program uses it outside the gradient of pooling, which has a node form"
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _HOST_CODE: ("pure_callback", "io_callback"),
@@ -69,7 +55,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "ffi_call",
         "custom_partitioning",
         "cudnn_fusion",
-        "scaled_matmul_wrapper",
         "dot_product_attention_fwd_wrapper",
         "dot_product_attention_bwd_wrapper",
         "dot_product_attention_fp8_fwd_wrapper",
@@ -85,18 +70,14 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "swap",
         "addupdate",
         "accum_grad_in_ref",
+        "broadcast_to",
         "freeze",
         "run_state",
     ),
-    _ORDERING: ("after_all", "create_token"),
     _TRANSIENT: ("custom_lin",),
     _SPARSE: ("bcoo_dot_general", "bcoo_fromdense"),
-    _VMAP_RULE: ("custom_vmap_call",),
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
-    _NO_TYPE: ("scaled_dot",),
-    _WINDOW: ("select_and_scatter",),
-    _FACTORIZATION: ("schur", "geqp3"),
     _COLLECTIVE: (
         "unreduced_psum",
         "psend",
@@ -120,6 +101,38 @@ NOT_LOWERED: Final[dict[str, str]] = {
     name: reason for reason, names in _GROUPS.items() for name in names
 }
 """Primitive name to the reason."""
+
+
+TAKES_SCALES: Final = frozenset(
+    {
+        "bitcast_convert_type",
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "jit",
+        "optimization_barrier",
+        "pjit",
+        "reshape",
+        "rev",
+        "scaled_dot",
+        "scaled_matmul_wrapper",
+        "slice",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    }
+)
+"""The primitives that take float8_e8m0fnu, which TensorFlow lacks and graphs hold as bits."""
+
+NO_SCALES: Final = (
+    "it takes or gives float8_e8m0fnu, which TensorFlow has not; let it work on the bits, by "
+    "jax.lax.bitcast_convert_type to and from uint8"
+)
+
+
+MUTABLE: Final = _MUTABLE
+"""Why an eqn has no node form that is given a reference."""
 
 
 def runs_python(primitive: str) -> bool:

@@ -18,7 +18,9 @@ from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     LOWERINGS,
     PRIMITIVE_ATTR,
+    PRIMITIVE_KERNELS,
     LoweringContext,
+    Spec,
     example,
     f32,
     i32,
@@ -28,11 +30,18 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.tracing import eqn_params
 
+# Types that few ops of TensorFlow take.
+_TINY_NUMBERS = frozenset(
+    number
+    for dtype, number in dtypes.pairs()
+    if jnp.issubdtype(dtype, np.number) and dtype.itemsize == 1 and dtype.kind not in "iu"
+)
 # What many of the examples take.
 SMALL = f32(3, 4, low=0.1, high=2.0)
 UNIT = f32(3, 4, low=-0.9, high=0.9)
 PAIR = (f32(3, 4), f32(3, 4))
 INTS = (i32(3, 4), i32(3, 4))
+TINY = Spec((3, 4), jnp.float8_e4m3fn)
 
 
 @functools.cache
@@ -48,6 +57,31 @@ def takes(op: str, edge: Edge) -> bool:
     """Returns whether TensorFlow's op takes the dtype of an edge."""
     allowed = _allowed_numbers(op)
     return not allowed or edge.number in allowed
+
+
+def is_narrow(edge: Edge) -> bool:
+    """Returns whether an edge holds numbers of at most 16 bits, or of 8 or fewer where integers."""
+    dtype = dtypes.dtype_from_number(edge.number)
+    return bool(jnp.issubdtype(dtype, np.floating) and dtype.itemsize <= 2) or bool(
+        jnp.issubdtype(dtype, np.integer) and jnp.iinfo(dtype).bits <= 16
+    )
+
+
+def node_or_wider(
+    ctx: LoweringContext, op: str, fn: Callable[..., Any], *inputs: Edge
+) -> list[Edge]:
+    """Adds a node, or calls a function that computes in 32 bits where the op takes no fewer.
+
+    Raises:
+        Exception: what `ctx.unsupported` makes of another dtype that the op refuses.
+    """
+    first = inputs[0]
+    if takes(op, first):
+        return ctx.node(op, *inputs)
+    if not is_narrow(first):
+        raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(first.number)}")
+    wide = widened(fn)
+    return ctx.composite(ctx.eqn.primitive.name, lambda *xs: wide(*broadcast(*xs)), *inputs)
 
 
 def broadcasting(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,8 +120,8 @@ def unary(
             return ctx.node(op, x, **{PRIMITIVE_ATTR: primitive, "_jax_accuracy": names})
         if takes(op, x):
             return ctx.node(op, x)
-        if otherwise is None:
-            raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
+        if otherwise is None or x.number in _TINY_NUMBERS:
+            return node_or_wider(ctx, op, fn, x)
         return ctx.composite(primitive, otherwise, x)
 
     lowering(primitive)(lower)
@@ -114,13 +148,16 @@ def binary(
     fn: Callable[..., Any],
     *specs: tuple[Any, Any],
     otherwise: Callable[..., Any] | None = None,
+    widens: bool = False,
     **options: Any,
 ) -> None:
-    """Registers a binary op; see `unary`."""
+    """Registers a binary op; see `unary`. It may compute in more bits where it ``widens``."""
 
     def lower(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
         if takes(op, x) and x.number == y.number:
             return ctx.node(op, x, y)
+        if widens and (otherwise is None or x.number in _TINY_NUMBERS):
+            return node_or_wider(ctx, op, fn, x, y)
         if otherwise is None:
             raise ctx.unsupported(f"TensorFlow's {op} does not take {dtypes.dtype_name(x.number)}")
         return ctx.composite(primitive, lambda a, b: otherwise(*broadcast(a, b)), x, y)
@@ -128,7 +165,7 @@ def binary(
     if primitive not in LOWERINGS:
         lowering(primitive)(lower)
     kernel(op)(broadcasting(fn))
-    if otherwise is not None:
+    if (otherwise is not None or widens) and primitive not in PRIMITIVE_KERNELS:
         restores(primitive)(broadcasting(fn))
     for pair in specs:
         example(named(primitive, fn), *pair, **options)
@@ -145,11 +182,19 @@ def named(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def widened(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of small floats that computes in float32."""
+    """Returns a function of numbers of few bits that computes in 32 bits."""
 
     def run(*arrays: Any) -> Any:
-        wide = [lax.convert_element_type(x, np.float32) for x in arrays]
-        return lax.convert_element_type(fn(*wide), arrays[0].dtype)
+        narrow = arrays[0].dtype
+        wide = np.dtype(
+            np.float32
+            if jnp.issubdtype(narrow, np.floating)
+            else np.int32
+            if jnp.issubdtype(narrow, np.signedinteger)
+            else np.uint32
+        )
+        result = fn(*(lax.convert_element_type(x, wide) for x in arrays))
+        return lax.convert_element_type(result, narrow) if result.dtype == wide else result
 
     return run
 

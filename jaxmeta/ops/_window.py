@@ -91,6 +91,14 @@ class Window:
         """Whether elements lie apart, in the array or in the window."""
         return {*self.base_dilation, *self.dilation} - {1} != set()
 
+    def geometry(self) -> dict[str, Any]:
+        """Returns the parameters of a primitive whose windows are not dilated."""
+        return {
+            "window_dimensions": self.dimensions,
+            "window_strides": self.strides,
+            "padding": self.padding,
+        }
+
     def attrs(self) -> dict[str, Any]:
         """Returns the parameters of a call that stands for a window reduction."""
         return {

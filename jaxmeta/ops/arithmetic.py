@@ -30,17 +30,23 @@ from jaxmeta.ops._pointwise import (
     INTS,
     PAIR,
     SMALL,
+    TINY,
     binary,
+    broadcast,
     broadcasting,
+    is_narrow,
+    node_or_wider,
     one_of,
     takes,
     unary,
+    widened,
     without_signature,
     zero_of,
 )
 
 _COMPLEX = Spec((3, 4), np.complex64)
 _HALF = Spec((3, 4), jnp.bfloat16)
+_NIBBLES = Spec((3, 4), jnp.int4)
 
 
 def _extreme(compare: Callable[..., Any], on_bools: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,17 +69,36 @@ def _extreme(compare: Callable[..., Any], on_bools: Callable[..., Any]) -> Calla
 def lower_mul(ctx: LoweringContext, x: Edge, y: Edge, *, out_dtype: Any = None) -> list[Edge]:
     if out_dtype is not None and dtypes.dtype_to_number(out_dtype) != x.number:
         raise ctx.unsupported(f"a product of out_dtype {out_dtype} cannot be expressed")
-    return ctx.node("Mul", x, y) if x.number != BOOL else ctx.node("LogicalAnd", x, y)
+    if x.number == BOOL:
+        return ctx.node("LogicalAnd", x, y)
+    return node_or_wider(ctx, "Mul", lax.mul, x, y)
 
 
 @lowering("add", "add_any")
 def lower_add(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
-    return ctx.node("AddV2", x, y) if x.number != BOOL else ctx.node("LogicalOr", x, y)
+    if x.number == BOOL:
+        return ctx.node("LogicalOr", x, y)
+    return node_or_wider(ctx, "AddV2", lax.add, x, y)
 
 
-binary("AddV2", "add", lax.add, PAIR, INTS, (f32(), f32(3)))
-binary("Mul", "mul", lax.mul, PAIR, INTS, (f32(3), f32()))
-binary("Sub", "sub", lax.sub, PAIR, INTS)
+binary("AddV2", "add", lax.add, PAIR, INTS, (f32(), f32(3)), (TINY, TINY), widens=True)
+binary("Mul", "mul", lax.mul, PAIR, INTS, (f32(3), f32()), (TINY, TINY), widens=True)
+binary("Sub", "sub", lax.sub, PAIR, INTS, (TINY, TINY), widens=True)
+example(
+    lambda x, y: lax.add(x, y),
+    _NIBBLES,
+    _NIBBLES,
+    gradient=False,
+    not_in_tensorflow="TensorFlow hands integers of 4 bits to XLA in another layout",
+)
+
+
+@restores("add_any")
+def restore_add_any(x: Any, y: Any) -> Any:
+    return lax.add(x, y)
+
+
+example(jax.grad(lambda x: jnp.sum((x * x).astype(np.float32))), TINY, gradient=False)
 binary(
     "Maximum",
     "max",
@@ -132,10 +157,11 @@ example(lambda x, y: lax.nextafter(x, y), _HALF, _HALF, gradient=False)
 @lowering("div")
 def lower_div(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     is_integer = dtypes.dtype_from_number(x.number).kind in "iu"
-    return ctx.node("TruncateDiv" if is_integer else "RealDiv", x, y)
+    return node_or_wider(ctx, "TruncateDiv" if is_integer else "RealDiv", lax.div, x, y)
 
 
-binary("RealDiv", "div", lax.div, (f32(3, 4), SMALL))
+_TINY_ABOVE = Spec((3, 4), jnp.float8_e4m3fn, 0.5, 2.0)
+binary("RealDiv", "div", lax.div, (f32(3, 4), SMALL), (TINY, _TINY_ABOVE), widens=True)
 binary("TruncateDiv", "div", lax.div, (i32(3, 4), i32(3, 4, low=1, high=5)))
 
 
@@ -143,6 +169,8 @@ binary("TruncateDiv", "div", lax.div, (i32(3, 4), i32(3, 4, low=1, high=5)))
 def lower_rem(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if takes("TruncateMod", x):
         return ctx.node("TruncateMod", x, y)
+    if is_narrow(x):
+        return node_or_wider(ctx, "TruncateMod", lax.rem, x, y)
     return ctx.composite("rem", _rem_by_division, x, y)
 
 
@@ -154,17 +182,22 @@ def _rem_by_division(x: jax.Array, y: jax.Array) -> jax.Array:
 
 binary("TruncateMod", "rem", lax.rem, (f32(3, 4), SMALL), (i32(3, 4), i32(3, 4, low=1, high=5)))
 restores("rem")(broadcasting(lax.rem))
+example(lambda x, y: lax.rem(x, y), TINY, _TINY_ABOVE, gradient=False)
 
 
 @lowering("pow")
 def lower_pow(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     if x.number == y.number and takes("Pow", x):
         return ctx.node("Pow", x, y)
+    if is_narrow(x):
+        wide = widened(lambda a, b: lax.pow(a, b))
+        return ctx.composite("pow", lambda a, b: wide(*broadcast(a, b)), x, y)
     return ctx.composite("pow", lambda a, b: lax.pow(a, lax.convert_element_type(b, a.dtype)), x, y)
 
 
 binary("Pow", "pow", lax.pow, (SMALL, f32(3, 4)), tolerance=1e-4)
 restores("pow")(broadcasting(lax.pow))
+example(lambda x, y: lax.pow(x, y), _TINY_ABOVE, TINY, gradient=False)
 example(lambda x, y: lax.pow(x, y), SMALL, i32(3, 4), gradient=False, tolerance=1e-4)
 
 
@@ -213,10 +246,16 @@ def lower_abs(ctx: LoweringContext, x: Edge) -> list[Edge]:
         return ctx.node("Abs", x)
     if is_complex(x):
         return ctx.node("ComplexAbs", x, Tout=ctx.out_avals[0].dtype)
-    raise ctx.unsupported(f"TensorFlow's Abs does not take {dtypes.dtype_name(x.number)}")
+    return node_or_wider(ctx, "Abs", lax.abs, x)
+
+
+@restores("abs")
+def restore_abs(x: Any) -> Any:
+    return lax.abs(x)
 
 
 kernel("Abs")(lax.abs)
+example(lambda x: lax.abs(x), TINY, gradient=False)
 kernel("ComplexAbs")(lax.abs)
 example(lambda x: lax.abs(x), f32(3, 4))
 example(lambda x: lax.abs(x), _COMPLEX, gradient=False)
@@ -226,7 +265,10 @@ example(lambda x: lax.abs(x), _COMPLEX, gradient=False)
 def lower_round(ctx: LoweringContext, x: Edge, *, rounding_method: Any) -> list[Edge]:
     method = int(rounding_method)
     if method == int(lax.RoundingMethod.TO_NEAREST_EVEN):
-        return ctx.node("Round", x)
+        if takes("Round", x):
+            return ctx.node("Round", x)
+        even = widened(lambda a: lax.round(a, lax.RoundingMethod.TO_NEAREST_EVEN))
+        return ctx.composite("round", even, x, method=method)
     return ctx.composite("round", _round_away_from_zero, x, method=method)
 
 
@@ -250,6 +292,7 @@ def restore_round(x: Any, *, method: int) -> Any:
 
 example(lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN), f32(3, 4))
 example(lambda x: lax.round(x), f32(3, 4))
+example(lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN), TINY, gradient=False)
 
 # --- complex numbers ---------------------------------------------------------------------------
 

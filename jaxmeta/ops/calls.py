@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax import dtypes, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxmeta import errors, shardings
@@ -96,6 +97,28 @@ example(lambda x: jax.jit(lambda y: y * 2.0)(x) + jax.jit(lambda y: y + 1.0)(x),
 @kernel("PartitionedCall", "StatefulPartitionedCall")
 def partitioned_call(state: Any, *args: Any, f: Any) -> Any:
     return f(*args, state=state)
+
+
+@kernel("SymbolicGradient")
+def symbolic_gradient(*input: Any, f: Any, library: Any) -> list[Any]:
+    # TensorFlow's rule: the library's GradientDef goes before the derivative of the body.
+    gradient = library.gradient_of(f.name)
+    if gradient is not None:
+        return list(gradient(*input))
+    arguments, seeds = input[: f.num_arguments], input[f.num_arguments :]
+    results, pull_back = jax.vjp(lambda *args: f(*args), *arguments)
+    found = pull_back([_cotangent(*pair) for pair in zip(results, seeds, strict=True)])
+    return [
+        jnp.zeros(np.shape(argument), argument.dtype) if x.dtype == dtypes.float0 else x
+        for argument, x in zip(arguments, found, strict=True)
+    ]
+
+
+def _cotangent(result: Any, seed: Any) -> Any:
+    """Returns a gradient as JAX takes it: none for what has no derivative."""
+    if jnp.issubdtype(result.dtype, jnp.inexact):
+        return seed
+    return np.zeros(np.shape(result), dtypes.float0)
 
 
 # --- remat -------------------------------------------------------------------------------------

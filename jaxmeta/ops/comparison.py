@@ -25,11 +25,12 @@ from jaxmeta.ops._definition import (
     u32,
 )
 from jaxmeta.ops._operands import BOOL
-from jaxmeta.ops._pointwise import INTS, PAIR, binary, broadcast
+from jaxmeta.ops._pointwise import INTS, PAIR, TINY, binary, broadcast, node_or_wider, takes
 
 
 def _compare(op: str, primitive: str, fn: Callable[..., Any], on_bools: Callable[..., Any]) -> None:
-    binary(op, primitive, fn, PAIR, INTS, (bools(3), bools(3)), otherwise=on_bools, gradient=False)
+    specs = (PAIR, INTS, (bools(3), bools(3)), (TINY, TINY))
+    binary(op, primitive, fn, *specs, otherwise=on_bools, widens=True, gradient=False)
 
 
 binary("Equal", "eq", lax.eq, INTS, (bools(3), bools(3)), gradient=False)
@@ -97,7 +98,14 @@ example(lambda p, x, y, z: lax.select_n(p, x, y, z), i32(4, low=0, high=-1), f32
 
 @lowering("clamp")
 def lower_clamp(ctx: LoweringContext, low: Edge, x: Edge, high: Edge) -> list[Edge]:
-    return ctx.node("ClipByValue", x, low, high)
+    if takes("ClipByValue", x):
+        return ctx.node("ClipByValue", x, low, high)
+    return node_or_wider(ctx, "ClipByValue", lax.clamp, low, x, high)
+
+
+@restores("clamp")
+def restore_clamp(low: Any, x: Any, high: Any) -> Any:
+    return lax.clamp(low, x, high)
 
 
 @kernel("ClipByValue")
@@ -109,4 +117,5 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
 
 
 example(lambda x: lax.clamp(np.float32(-1), x, np.float32(1)), f32(3, 4))
+example(lambda x, y: lax.clamp(-abs(y), x, abs(y)), TINY, TINY, gradient=False)
 example(lambda x: lax.clamp(np.uint32(5), x, np.uint32(100)), u32(3, 4), gradient=False)

@@ -118,7 +118,8 @@ def stateless_while(
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
-    if output_shapes or not all(map(_is_array, input)):  # TensorFlow wrote it
+    is_ours = not output_shapes and not _is_on_host(cond, body)  # TensorFlow records them
+    if not is_ours or not all(map(_is_array, input)):
         return _run_while(state, cond, body, input, node_name)
     input = tuple(map(sizes.as_array, input))
     if _changes_shapes(body, input):
@@ -290,6 +291,11 @@ def _changes_shapes(body: Any, operands: Sequence[Any]) -> bool:
     return [np.shape(x) for x in operands] != [x.shape for x in jax.tree.leaves(results)]
 
 
+def _is_on_host(*functions: Any) -> bool:
+    """Returns whether functions work on strings, tables or files, so that nothing is traced."""
+    return any(function.is_on_host for function in functions)
+
+
 def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
     """Runs a loop that fills lists, whose lengths only values say."""
     results = list(operands)
@@ -299,6 +305,8 @@ def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) ->
 
 
 def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any], name: str) -> list[Any]:
+    if _is_on_host(cond, body):
+        return _run_on_values(state, cond, body, operands)
     if not _loops.is_tracing():
         has_lists = any(map(tensor_lists.is_list, operands))
         if has_lists or _changes_shapes(functools.partial(body, state=_fork(state)), operands):

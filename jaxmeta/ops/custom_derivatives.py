@@ -130,14 +130,15 @@ def _failed_rule(function: Any, message: str) -> Callable[..., Any]:
 
     def make() -> Callable[..., Any]:
         def rule(*_: Any) -> Any:
-            raise errors.DerivativeError(
-                f"the derivative rule of {function.name!r} did not trace when it was saved: "
-                f"{message.removeprefix(_FAILED)}"
-            )
+            raise errors.DerivativeError(_did_not_trace(function, message.removeprefix(_FAILED)))
 
         return rule
 
     return function.derived(("failed jvp", message), make)  # type: ignore[no-any-return]
+
+
+def _did_not_trace(function: Any, why: str) -> str:
+    return f"the derivative rule of {function.name!r} did not trace when it was saved: {why}"
 
 
 def _custom_jvp(function: Any, rule: Any) -> Callable[..., Any]:
@@ -266,14 +267,16 @@ def lower_custom_vjp(
     name = jaxprs.custom_name(call_jaxpr, "custom_vjp")
     names = [f"{name}_fwd", f"{name}_bwd"]
     identity = jaxprs.rule_identity(ctx.eqn, fwd_jaxpr_thunk)
-    rules = {}
+    rules: dict[str, Any] = {}
     try:
         rules = dict(
             zip(("fwd", "bwd"), ctx.rule_functions(identity, names, trace_rules), strict=True)
         )
-    except Exception as error:
+    except errors.UnsupportedPrimitiveError:
+        raise
+    except Exception as error:  # then the original cannot be differentiated either
         if not jaxprs.is_refusal_to_differentiate(error):
-            raise
+            rules = {"failed": f"{type(error).__name__}: {error}"}
     return ctx.call(
         ctx.function(call_jaxpr, name),
         *inputs,
@@ -290,16 +293,17 @@ def restore_custom_vjp(
     library: Any,
     fwd: Any = None,
     bwd: Any = None,
+    failed: bytes = b"",
     num_consts: int = 0,
 ) -> Any:
     if fwd is None or bwd is None:
-        return _refusing(function)(*inputs)
+        return _refusing(function, failed.decode())(*inputs)
     forward, backward = (rule if callable(rule) else library[rule.decode()] for rule in (fwd, bwd))
     run = _custom_vjp(function, forward, backward, tuple(inputs[:num_consts]))
     return run(*inputs[num_consts:])
 
 
-def _refusing(function: Any) -> Callable[..., Any]:
+def _refusing(function: Any, failed: str) -> Callable[..., Any]:
     """Returns a function whose rule could not be saved; it runs, and has no derivative."""
 
     def make() -> Callable[..., Any]:
@@ -308,6 +312,8 @@ def _refusing(function: Any) -> Callable[..., Any]:
             return list(function(*arrays))
 
         def fwd(*arrays: Any) -> Any:
+            if failed:
+                raise errors.DerivativeError(_did_not_trace(function, failed))
             raise errors.UnsupportedPrimitiveError(
                 f"the derivative rule of {function.name!r} is not in the file: when that was "
                 "written, JAX refused to differentiate the rule by what it closes over. Save the "
@@ -317,7 +323,7 @@ def _refusing(function: Any) -> Callable[..., Any]:
         call.defvjp(fwd, lambda _, cotangents: tuple(cotangents))
         return call
 
-    derived: Callable[..., Any] = function.derived(("no rule",), make)
+    derived: Callable[..., Any] = function.derived(("no rule", failed), make)
     return derived
 
 

@@ -33,6 +33,24 @@ def _real(ctx: LoweringContext, x: Edge, dtype: Any) -> Edge:
     return ctx.node("Real", x, Tout=dtype)[0] if is_complex(x) else x
 
 
+def _bounds(subset_by_index: Any) -> tuple[int, int] | None:
+    """Returns the first and the last plus one of the values that are wanted; None for all."""
+    if subset_by_index is None:
+        return None
+    start, stop = subset_by_index
+    return int(start), int(stop)
+
+
+def _subset(ctx: LoweringContext, x: Edge, subset: tuple[int, int] | None, rank: int) -> Edge:
+    """Adds a Slice of the last axis where only a subset of the values is wanted."""
+    if subset is None:
+        return x
+    start, stop = subset
+    begin = ctx.constant([*[0] * (rank - 1), start], np.int32)
+    size = ctx.constant([*[-1] * (rank - 1), stop - start], np.int32)
+    return ctx.node("Slice", x, begin, size)[0]
+
+
 # --- singular values ---------------------------------------------------------------------------
 
 
@@ -46,16 +64,19 @@ def lower_svd(
     subset_by_index: Any = None,
     algorithm: Any = None,
 ) -> list[Edge]:
-    if subset_by_index is not None:
-        raise ctx.unsupported("an SVD of a subset by index cannot be expressed")
+    subset = _bounds(subset_by_index)
     avals = ctx.out_avals
 
     def fill(body: LoweringContext, arguments: list[Edge]) -> list[Edge]:
         s, u, v = body.node(
             "Svd", arguments[0], compute_uv=bool(compute_uv), full_matrices=bool(full_matrices)
         )
-        s = _real(body, s, avals[0].dtype)
-        return [s, u, _adjoint(body, v, len(avals[2].shape))] if compute_uv else [s]
+        s = _subset(body, _real(body, s, avals[0].dtype), subset, len(avals[0].shape))
+        if not compute_uv:
+            return [s]
+        rank = len(avals[2].shape)
+        u, v = (_subset(body, vectors, subset, rank) for vectors in (u, v))
+        return [s, u, _adjoint(body, v, rank)]
 
     return ctx.call(
         ctx.build_function("svd", avals_of([x]), fill),
@@ -63,6 +84,7 @@ def lower_svd(
         primitive="svd",
         full_matrices=bool(full_matrices),
         compute_uv=bool(compute_uv),
+        subset=subset,
         algorithm=None if algorithm is None else algorithm.name,
     )
 
@@ -77,11 +99,19 @@ def _enum_member(kind: type[Any], name: bytes) -> Any:
 
 
 @restores("svd")
-def restore_svd(x: Any, *, full_matrices: bool, compute_uv: bool, algorithm: bytes = b"") -> Any:
+def restore_svd(
+    x: Any,
+    *,
+    full_matrices: bool,
+    compute_uv: bool,
+    subset: tuple[int, int] | None = None,
+    algorithm: bytes = b"",
+) -> Any:
     result = lax.linalg.svd(
         x,
         full_matrices=full_matrices,
         compute_uv=compute_uv,
+        subset_by_index=subset,
         algorithm=_enum_member(lax.linalg.SvdAlgorithm, algorithm),
     )
     return (result[1], result[0], result[2]) if compute_uv else result
@@ -116,6 +146,12 @@ example(lambda x: lax.linalg.svd(x), f32(3, 3), not_in_tensorflow=_SIGNS)
 example(lambda x: lax.linalg.svd(x)[1], f32(5, 3), tolerance=1e-4, gradient=False)
 example(lambda x: jnp.linalg.svd(x, compute_uv=False), f32(2, 3, 5), tolerance=1e-4)
 example(lambda x: jnp.linalg.pinv(x), f32(5, 3), tolerance=1e-3)
+example(
+    lambda x: lax.linalg.svd(x, full_matrices=False, subset_by_index=(0, 3))[1],
+    f32(5, 3),
+    tolerance=1e-4,
+    gradient=False,
+)
 
 # --- eigenvalues -------------------------------------------------------------------------------
 
@@ -130,8 +166,7 @@ def lower_eigh(
     subset_by_index: Any = None,
     algorithm: Any = None,
 ) -> list[Edge]:
-    if subset_by_index is not None:
-        raise ctx.unsupported("an eigendecomposition of a subset by index cannot be expressed")
+    subset = _bounds(subset_by_index)
     vectors, values = ctx.out_avals
 
     def fill(body: LoweringContext, arguments: list[Edge]) -> list[Edge]:
@@ -139,7 +174,11 @@ def lower_eigh(
         # TensorFlow reads the lower triangle.
         matrix = matrix if lower else _adjoint(body, matrix, len(vectors.shape))
         e, v = body.node("SelfAdjointEigV2", matrix, compute_v=True)
-        return [v, _real(body, e, values.dtype)]
+        e = _real(body, e, values.dtype)
+        return [
+            _subset(body, v, subset, len(vectors.shape)),
+            _subset(body, e, subset, len(values.shape)),
+        ]
 
     return ctx.call(
         ctx.build_function("eigh", avals_of([x]), fill),
@@ -147,17 +186,26 @@ def lower_eigh(
         primitive="eigh",
         lower=bool(lower),
         sort_eigenvalues=bool(sort_eigenvalues),
+        subset=subset,
         algorithm=None if algorithm is None else algorithm.name,
     )
 
 
 @restores("eigh")
-def restore_eigh(x: Any, *, lower: bool, sort_eigenvalues: bool, algorithm: bytes = b"") -> Any:
+def restore_eigh(
+    x: Any,
+    *,
+    lower: bool,
+    sort_eigenvalues: bool,
+    subset: tuple[int, int] | None = None,
+    algorithm: bytes = b"",
+) -> Any:
     return lax.linalg.eigh(
         x,
         lower=lower,
         symmetrize_input=False,
         sort_eigenvalues=sort_eigenvalues,
+        subset_by_index=subset,
         implementation=_enum_member(lax.linalg.EighImplementation, algorithm),
     )
 
@@ -260,6 +308,12 @@ example(
     gradient=False,
 )
 example(lambda x: jnp.linalg.eigvalsh(x), f32(2, 4, 4), tolerance=1e-4)
+example(
+    lambda x: lax.linalg.eigh(x, subset_by_index=(0, 4))[1],
+    f32(2, 4, 4),
+    tolerance=1e-4,
+    gradient=False,
+)
 example(lambda x: jnp.linalg.eigh(x), f32(4, 4), not_in_tensorflow=_SIGNS)
 example(
     lambda x: jnp.linalg.eig(x),

@@ -25,6 +25,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._matrices import COMPLEX, modulus, positive
+from jaxmeta.ops._reflectors import pivoted_qr, qr_by_columns
 from jaxmeta.tracing import jaxprs
 
 # --- cholesky ----------------------------------------------------------------------------------
@@ -178,11 +179,35 @@ example(lambda x: jnp.linalg.slogdet(positive(x)), f32(2, 4, 4), tolerance=1e-4)
 def lower_qr(
     ctx: LoweringContext, x: Edge, *, pivoting: bool, full_matrices: bool, use_magma: Any = None
 ) -> list[Edge]:
+    if not pivoting and use_magma is None:
+        return ctx.node("Qr", x, full_matrices=bool(full_matrices))
+    assert x.shape is not None
+    options: dict[str, Any] = {"pivoting": bool(pivoting), "full_matrices": bool(full_matrices)}
+    factor = functools.partial(_qr_by_reflectors, **options)
+    magma = None if use_magma is None else bool(use_magma)
+    batched = _computation.batched(factor, len(x.shape) - 2)
+    return ctx.composite("qr", batched, x, use_magma=magma, **options)
+
+
+def _qr_by_reflectors(a: jax.Array, *, pivoting: bool, full_matrices: bool) -> Any:
+    """Returns the factors, and which column of the matrix each column is of, if pivoting."""
+    num_rows, num_columns = a.shape
     if pivoting:
-        raise ctx.unsupported("TensorFlow has no QR decomposition with pivoting")
-    if use_magma is not None:
-        raise ctx.unsupported("use_magma cannot be expressed")
-    return ctx.node("Qr", x, full_matrices=bool(full_matrices))
+        packed, order, taus = pivoted_qr(a, jnp.zeros((num_columns,), np.int32))
+    else:
+        packed, taus = qr_by_columns(a)
+    width = num_rows if full_matrices else min(a.shape)
+    eye = jnp.eye(num_rows, width, dtype=a.dtype)
+    q = _apply_reflectors(packed, taus, eye, left=True, transpose=False)
+    r = jnp.triu(packed[:width])
+    return (q, r, order - 1) if pivoting else (q, r)
+
+
+@restores("qr")
+def restore_qr(
+    x: Any, *, pivoting: bool, full_matrices: bool, use_magma: bool | None = None
+) -> Any:
+    return lax.linalg.qr(x, pivoting=pivoting, full_matrices=full_matrices, use_magma=use_magma)
 
 
 @kernel("Qr")
@@ -249,6 +274,19 @@ def restore_ormqr(a: Any, taus: Any, c: Any, *, left: bool, transpose: bool) -> 
 example(lambda x: lax.linalg.qr(x, full_matrices=False), f32(2, 5, 3), tolerance=1e-4)
 example(lambda x: jnp.linalg.qr(x, mode="complete"), f32(5, 3), tolerance=1e-4, gradient=False)
 example(lambda x: lax.linalg.qr(x, full_matrices=False), COMPLEX, tolerance=1e-4, gradient=False)
+for _full in (True, False):
+    example(
+        lambda x, full=_full: lax.linalg.qr(x, pivoting=True, full_matrices=full),
+        f32(2, 5, 3, low=0.5),
+        tolerance=1e-4,
+        gradient=False,
+    )
+example(
+    lambda x: lax.linalg.qr(x, pivoting=True, full_matrices=False, use_magma=False),
+    f32(3, 5),
+    tolerance=1e-4,
+    gradient=False,
+)
 example(
     lambda x, t: lax.linalg.householder_product(x, t),
     f32(2, 5, 3, low=-0.5, high=0.5),

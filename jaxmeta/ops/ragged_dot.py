@@ -31,8 +31,6 @@ def lower_ragged_dot_general(
 ) -> list[Edge]:
     if group_offset is not None or not jaxprs.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("a group_offset or out_sharding cannot be expressed")
-    if group_sizes.shape is None or len(group_sizes.shape) != 1:
-        raise ctx.unsupported("a ragged dot whose group sizes differ by batch")
     numbers = ragged_dot_dimension_numbers
     (contract, batch) = numbers.dot_dimension_numbers
     axes = {
@@ -80,10 +78,17 @@ def _dense(x: Any, y: Any, sizes: Any, numbers: Any, options: dict[str, Any]) ->
     (ragged,) = numbers.lhs_ragged_dimensions
     if ragged in batch[0]:  # the groups' sizes make no difference there
         return lax.dot_general(x, y, (contract, batch), **options)
-    ends = jnp.cumsum(sizes)
-    places = lax.iota(sizes.dtype, x.shape[ragged])
-    is_inside = (places >= (ends - sizes)[:, None]) & (places < ends[:, None])
-    mask = lax.broadcast_in_dim(is_inside, (sizes.shape[0], *x.shape), (0, ragged + 1))
+    shape = (sizes.shape[-1], *x.shape)
+    axes = () if sizes.ndim == 1 else _axes_before(x.ndim, numbers)
+    places = lax.broadcasted_iota(sizes.dtype, shape, ragged + 1)
+
+    def over_x(bounds: Any) -> Any:
+        return lax.broadcast_in_dim(
+            jnp.moveaxis(bounds, -1, 0), shape, (0, *(axis + 1 for axis in axes))
+        )
+
+    ends = jnp.cumsum(sizes, axis=-1)
+    mask = (places >= over_x(ends - sizes)) & (places < over_x(ends))
     copies = jnp.where(mask, x[None], 0)
     if ragged in contract[0]:
         return jax.vmap(lambda part: lax.dot_general(part, y, (contract, batch), **options))(copies)
@@ -91,6 +96,15 @@ def _dense(x: Any, y: Any, sizes: Any, numbers: Any, options: dict[str, Any]) ->
     moved = tuple(tuple(axis + 1 for axis in axes) for axes in (contract[0], batch[0]))
     both = ((0, *moved[0]), (group, *contract[1])), (moved[1], batch[1])
     return lax.dot_general(copies, y, both, **options)
+
+
+def _axes_before(rank: int, numbers: Any) -> list[int]:
+    """Returns the axes of x by which the sizes of groups may differ, in the order they have."""
+    ((contract, _), (batch, _)) = numbers.dot_dimension_numbers
+    (ragged,) = numbers.lhs_ragged_dimensions
+    others = [axis for axis in range(rank) if axis not in (*contract, *batch)]
+    same_kind = list(contract) if ragged in contract else others
+    return [*batch, *same_kind[: same_kind.index(ragged)]]
 
 
 @restores("ragged_dot_general")
@@ -150,6 +164,30 @@ example(
     ),
     f32(2, 6, 4),
     f32(2, 3, 4, 5),
+    tolerance=1e-4,
+    gradient=False,
+)
+example(
+    lambda x, y: lax.ragged_dot_general(
+        x,
+        y,
+        jnp.stack([_groups(x), _groups(x)[::-1]]),
+        lax.RaggedDotDimensionNumbers((((2,), (2,)), ((0,), (0,))), [1], [1]),
+    ),
+    f32(2, 6, 4),
+    f32(2, 3, 4, 5),
+    tolerance=1e-4,
+    gradient=False,
+)
+example(
+    lambda x, y: lax.ragged_dot_general(
+        x,
+        y,
+        jnp.stack([_groups(x), _groups(x)[::-1]]),
+        lax.RaggedDotDimensionNumbers((((1,), (1,)), ((0,), (0,))), [1], []),
+    ),
+    f32(2, 6, 4),
+    f32(2, 6, 5),
     tolerance=1e-4,
     gradient=False,
 )

@@ -174,7 +174,8 @@ def lower_reduce_xor(
     def parity(a: Any) -> Any:
         for place in sorted(places, reverse=True):
             slices = [lax.index_in_dim(a, i, place, keepdims=False) for i in range(a.shape[place])]
-            a = functools.reduce(lax.bitwise_xor, slices)
+            zero = jnp.zeros_like(a, shape=(*a.shape[:place], *a.shape[place + 1 :]))
+            a = functools.reduce(lax.bitwise_xor, slices or [zero])
         return a
 
     return ctx.composite("reduce_xor", parity, x, axes=places)
@@ -186,6 +187,7 @@ def restore_reduce_xor(x: Any, *, axes: tuple[int, ...]) -> Any:
 
 
 example(lambda x: lax.reduce_xor(x, (0,)), i32(3, 4), gradient=False)
+example(lambda x: lax.reduce_xor(x, (0,)), i32(0, 4), gradient=False)
 
 
 # --- arg-reductions ----------------------------------------------------------------------------

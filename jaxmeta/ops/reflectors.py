@@ -16,45 +16,10 @@ from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
-from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
+from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, lowering, restores
 from jaxmeta.ops._matrices import COMPLEX
+from jaxmeta.ops._reflectors import pivoted_qr, qr_by_columns, reflector, store, times
 from jaxmeta.tracing import binding
-
-
-def _reflector(x: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the reflector that clears a vector below element k, as LAPACK's ``larfg`` does.
-
-    Args:
-        x: the vector; what stands above k does not count.
-        k: the position of the element that stays.
-
-    Returns:
-        The vector with a one at k, its scale tau, and the real element that stays.
-    """
-    places = lax.iota(np.int32, x.shape[0])
-    below = jnp.where(places > k, x, 0)
-    head = x[k]
-    rest = jnp.sqrt(jnp.sum(jnp.square(jnp.real(below)) + jnp.square(jnp.imag(below))))
-    is_done = (rest == 0) & (jnp.imag(head) == 0)
-    length = jnp.hypot(jnp.hypot(jnp.real(head), jnp.imag(head)), rest)
-    stays = jnp.where(jnp.real(head) >= 0, -length, length)
-    stays = jnp.where(is_done, jnp.real(head), stays)
-    safe = jnp.where(is_done, 1, stays)
-    tau = jnp.where(is_done, 0, (safe - head) / safe)
-    vector = below / jnp.where(is_done, 1, head - stays)
-    return vector.at[k].set(1), tau.astype(x.dtype), stays
-
-
-def _times(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y, precision="highest")
-
-
-def _store(a: jax.Array, column: jax.Array, vector: jax.Array, k: jax.Array, head: Any) -> Any:
-    """Returns a matrix whose column holds a reflector below k, and at k what stays."""
-    places = lax.iota(np.int32, a.shape[0])
-    kept = jnp.where(places > k, vector, a[:, column])
-    return a.at[:, column].set(kept.at[k].set(head.astype(a.dtype)))
-
 
 # --- QR, as reflectors -------------------------------------------------------------------------
 
@@ -62,23 +27,7 @@ def _store(a: jax.Array, column: jax.Array, vector: jax.Array, k: jax.Array, hea
 @lowering("geqrf")
 def lower_geqrf(ctx: LoweringContext, a: Edge) -> list[Edge]:
     assert a.shape is not None
-    return ctx.composite("geqrf", _computation.batched(_qr_by_columns, len(a.shape) - 2), a)
-
-
-def _qr_by_columns(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    num_rows, num_columns = a.shape
-    columns = lax.iota(np.int32, num_columns)
-
-    def step(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        matrix, taus = state
-        vector, tau, stays = _reflector(matrix[:, k], k)
-        change = jnp.conj(tau) * jnp.outer(vector, _times(jnp.conj(vector), matrix))
-        matrix = matrix - jnp.where(columns > k, change, 0)
-        return _store(matrix, k, vector, k, stays), taus.at[k].set(tau)
-
-    rank = min(num_rows, num_columns)
-    start = a, jnp.zeros((rank,), a.dtype)
-    return lax.fori_loop(0, rank, step, start) if rank else start
+    return ctx.composite("geqrf", _computation.batched(qr_by_columns, len(a.shape) - 2), a)
 
 
 @restores("geqrf")
@@ -94,6 +43,33 @@ def _raw_qr(x: jax.Array) -> Any:
 example(_raw_qr, f32(5, 3), tolerance=1e-4, gradient=False)
 example(_raw_qr, f32(2, 3, 5), tolerance=1e-4, gradient=False)
 example(_raw_qr, COMPLEX, tolerance=1e-4, gradient=False)
+
+# --- QR with pivots, as reflectors -------------------------------------------------------------
+
+
+@lowering("geqp3")
+def lower_geqp3(ctx: LoweringContext, a: Edge, jpvt: Edge, *, use_magma: Any) -> list[Edge]:
+    assert a.shape is not None
+    factor = _computation.batched(pivoted_qr, len(a.shape) - 2)
+    magma = None if use_magma is None else bool(use_magma)
+    return ctx.composite("geqp3", factor, a, jpvt, use_magma=magma)
+
+
+@restores("geqp3")
+def restore_geqp3(a: Any, jpvt: Any, *, use_magma: bool | None = None) -> Any:
+    matrix = jax.ShapeDtypeStruct((2, 2), np.float32)
+    primitive = binding.primitive_within(_raw_pivoted_qr, "geqp3", matrix)
+    return primitive.bind(a, jpvt, use_magma=use_magma)
+
+
+def _raw_pivoted_qr(x: jax.Array) -> Any:
+    return jax.scipy.linalg.qr_multiply(x, jnp.eye(x.shape[-2], dtype=x.dtype), pivoting=True)
+
+
+_PIVOTED = Spec((5, 3), np.float32, 0.5, 2.0)
+
+example(_raw_pivoted_qr, _PIVOTED, tolerance=1e-4, gradient=False)
+example(_raw_pivoted_qr, COMPLEX, tolerance=1e-4, gradient=False)
 
 # --- Hessenberg --------------------------------------------------------------------------------
 
@@ -111,12 +87,12 @@ def _hessenberg_by_columns(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def step(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         matrix, taus = state
-        vector, tau, stays = _reflector(matrix[:, k], k + 1)
-        from_right = tau * jnp.outer(_times(matrix, vector), jnp.conj(vector))
+        vector, tau, stays = reflector(matrix[:, k], k + 1)
+        from_right = tau * jnp.outer(times(matrix, vector), jnp.conj(vector))
         matrix = matrix - jnp.where(columns > k, from_right, 0)
-        from_left = jnp.conj(tau) * jnp.outer(vector, _times(jnp.conj(vector), matrix))
+        from_left = jnp.conj(tau) * jnp.outer(vector, times(jnp.conj(vector), matrix))
         matrix = matrix - jnp.where(columns > k, from_left, 0)
-        return _store(matrix, k, vector, k + 1, stays), taus.at[k].set(tau)
+        return store(matrix, k, vector, k + 1, stays), taus.at[k].set(tau)
 
     start = a, jnp.zeros((max(size - 1, 0),), a.dtype)
     return lax.fori_loop(0, size - 1, step, start) if size > 1 else start
@@ -162,10 +138,10 @@ def _tridiagonal_by_columns(a: jax.Array) -> Any:
 
     def step(k: jax.Array, state: Any) -> Any:
         matrix, stored, beside, taus = state
-        vector, tau, stays = _reflector(matrix[:, k], k + 1)
-        matrix = matrix - tau * jnp.outer(_times(matrix, vector), jnp.conj(vector))
-        matrix = matrix - jnp.conj(tau) * jnp.outer(vector, _times(jnp.conj(vector), matrix))
-        stored = _store(stored, k, vector, k + 1, stays)
+        vector, tau, stays = reflector(matrix[:, k], k + 1)
+        matrix = matrix - tau * jnp.outer(times(matrix, vector), jnp.conj(vector))
+        matrix = matrix - jnp.conj(tau) * jnp.outer(vector, times(jnp.conj(vector), matrix))
+        stored = store(stored, k, vector, k + 1, stays)
         return matrix, stored, beside.at[k].set(stays), taus.at[k].set(tau)
 
     real = jnp.zeros((count,), jnp.real(a).dtype)

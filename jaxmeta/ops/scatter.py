@@ -69,8 +69,8 @@ def lower_scatter(
 ) -> list[Edge]:
     if mode not in (Mode.CLIP, Mode.PROMISE_IN_BOUNDS, Mode.FILL_OR_DROP):
         raise ctx.unsupported(f"a scatter of mode {mode}")
-    if update_consts:
-        raise ctx.unsupported("a scatter whose update function closes over constants")
+    if update_jaxpr is not None:
+        update_jaxpr = jaxprs.with_constants(update_jaxpr, update_consts)
     assert indices.shape is not None
     assert updates.shape is not None
     update_rank, key_rank = len(updates.shape), ctx.key_rank

@@ -23,6 +23,7 @@ from jaxmeta.ops._definition import (
     LoweringContext,
     example,
     f32,
+    kernel,
     lowering,
     restores,
 )
@@ -48,63 +49,12 @@ def lower_sharding_constraint(
     return _marked_identity(ctx, x, "sharding_constraint", sharding)
 
 
-@restores("sharding_constraint")
-def restore_sharding_constraint(
-    x: Any,
-    *,
-    library: Any,
-    partition_spec: bytes,
-    mesh_axes: tuple[bytes, ...],
-    mesh_shape: tuple[int, ...],
-    mesh_axis_types: tuple[bytes, ...] = (),
-    memory_kind: bytes = b"",
-) -> Any:
-    mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
-    recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
-    sharding = library.placement.sharding_here(recorded)
-    return x if sharding is None else lax.with_sharding_constraint(x, sharding)
-
-
 @lowering("reshard")
 def lower_reshard(
     ctx: LoweringContext, x: Edge, *, dst_sharding: Any, concrete_mesh: Any
 ) -> list[Edge]:
     del concrete_mesh  # the mesh that is loaded to takes its place
     return _marked_identity(ctx, x, "reshard", dst_sharding)
-
-
-@restores("reshard")
-def restore_reshard(
-    x: Any,
-    *,
-    library: Any,
-    partition_spec: bytes,
-    mesh_axes: tuple[bytes, ...],
-    mesh_shape: tuple[int, ...],
-    mesh_axis_types: tuple[bytes, ...] = (),
-    memory_kind: bytes = b"",
-) -> Any:
-    mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
-    recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
-    sharding = library.placement.sharding_here(recorded)
-    return x if sharding is None else jax.sharding.reshard(x, sharding)
-
-
-@restores("device_put")
-def restore_device_put(
-    x: Any,
-    *,
-    library: Any,
-    partition_spec: bytes,
-    mesh_axes: tuple[bytes, ...],
-    mesh_shape: tuple[int, ...],
-    mesh_axis_types: tuple[bytes, ...] = (),
-    memory_kind: bytes = b"",
-) -> Any:
-    mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
-    recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
-    sharding = library.placement.sharding_here(recorded)
-    return x if sharding is None else jax.device_put(x, sharding)
 
 
 @lowering("device_put")
@@ -140,6 +90,32 @@ def _mark(ctx: LoweringContext, primitive: str, sharding: Any) -> dict[str, Any]
     return {PRIMITIVE_ATTR: primitive, **shardings.sharding_to_attrs(recorded)}
 
 
+def _restore_move(move: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Returns the kernel of a primitive that puts an array where its attrs say."""
+
+    def restore(
+        x: Any,
+        *,
+        library: Any,
+        partition_spec: bytes,
+        mesh_axes: tuple[bytes, ...],
+        mesh_shape: tuple[int, ...],
+        mesh_axis_types: tuple[bytes, ...] = (),
+        memory_kind: bytes = b"",
+    ) -> Any:
+        mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
+        recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
+        sharding = library.placement.sharding_here(recorded)
+        return x if sharding is None else move(x, sharding)
+
+    return restore
+
+
+restores("sharding_constraint")(_restore_move(lax.with_sharding_constraint))
+restores("reshard")(_restore_move(jax.sharding.reshard))
+restores("device_put")(_restore_move(jax.device_put))
+
+
 def _sharding(kind: AxisType, *spec: Any) -> NamedSharding:
     """Returns a sharding over one device, for the examples."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,), devices=jax.devices()[:1])
@@ -153,6 +129,13 @@ example(
     f32(3, 4),
 )
 example(lambda x: jax.sharding.reshard(x, _sharding(AxisType.Explicit, "data")) * 2.0, f32(3, 4))
+
+
+@kernel("XlaSharding")
+def keep_values(input: Any) -> Any:
+    """Returns what it is given: the sharding is over devices of the machine that wrote it."""
+    return input
+
 
 # --- shardings that are part of types ----------------------------------------------------------
 

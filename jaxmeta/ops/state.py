@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 
 from jaxmeta import errors
-from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._definition import kernel, string_kernel
 from jaxmeta.ops._handles import Handle, check_shape
 
 
-@kernel("VarHandleOp")
+@kernel("VarHandleOp", makes_variable=True)
 def var_handle(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
 
+@string_kernel("ReadVariableOp")
 @kernel("ReadVariableOp")
 def read_variable(state: Any, resource: Handle) -> Any:
     return state.read(resource.name)
 
 
+@string_kernel("AssignVariableOp")
 @kernel("AssignVariableOp")
 def assign_variable(state: Any, resource: Handle, value: Any) -> tuple[()]:
     state.write(resource.name, value)
@@ -62,11 +64,12 @@ def placeholder_with_default(input: Any) -> Any:
 # the executor reads it when the op runs.
 
 
-@kernel("Variable", "VariableV2")
+@kernel("Variable", "VariableV2", makes_variable=True)
 def variable(*, shared_name: bytes, node_name: str) -> Handle:
     return Handle(shared_name.decode() or node_name)
 
 
+@string_kernel("Assign")
 @kernel("Assign")
 def assign(state: Any, ref: Handle, value: Any, *, validate_shape: bool) -> Handle:
     if validate_shape and state.is_initialized(ref.name):
@@ -114,3 +117,17 @@ def _subtract(state: Any, variable: Handle, value: Any) -> None:
     old = state.read(variable.name)
     check_shape(variable, np.shape(old), value)
     state.write(variable.name, old - value)
+
+
+@kernel("CountUpTo", is_host=True)
+def count_up_to(state: Any, ref: Handle, *, limit: int) -> Any:
+    old = state.read(ref.name)
+    if old >= limit:
+        raise errors.OutOfRangeError(f"Reached limit of {limit}")
+    state.write(ref.name, (old + 1).astype(old.dtype))
+    return old
+
+
+@kernel("ResourceCountUpTo", is_host=True)
+def resource_count_up_to(state: Any, resource: Handle, *, limit: int) -> Any:
+    return count_up_to(state, resource, limit=limit)

@@ -1,42 +1,23 @@
-"""Strings: kernels that run on the host, on numpy arrays of bytes objects.
-
-Ops of arrays of any dtype have a second kernel here, for where their arrays hold strings.
-"""
+"""Strings: kernels that run on the host, on numpy arrays of bytes objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors
-from jaxmeta.ops._cells import check
-from jaxmeta.ops._definition import kernel, string_kernel, traced_kernel
-from jaxmeta.ops._indexing import index_of_slices
-from jaxmeta.ops._operands import ints
-
-
-def _map(fn: Callable[..., bytes], *arrays: Any) -> np.ndarray[Any, Any]:
-    """Returns the array of what a function gives for each element; scalars go with any shape."""
-    broadcast = np.broadcast_arrays(*[np.asarray(array) for array in arrays])
-    items = [fn(*parts) for parts in zip(*(array.ravel() for array in broadcast), strict=True)]
-    return _strings(items, broadcast[0].shape)
-
-
-def _strings(items: list[bytes], shape: Any) -> np.ndarray[Any, Any]:
-    result = np.empty(len(items), dtype=object)
-    result[:] = items
-    return result.reshape(shape)
-
+from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._string_arrays import map_strings, parse_number, scalar_string, string_array
 
 # --- ops of strings ------------------------------------------------------------------------------
 
 
 @kernel("StringJoin", is_host=True)
 def string_join(*inputs: Any, separator: bytes) -> Any:
-    return _map(lambda *parts: separator.join(parts), *inputs)
+    return map_strings(lambda *parts: separator.join(parts), *inputs)
 
 
 @kernel("AsString", is_host=True)
@@ -53,25 +34,27 @@ def as_string(
     if array.dtype == object:
         return array
     if array.dtype == np.bool_:
-        return _map(lambda item: b"true" if item else b"false", array)
-    if array.dtype.kind == "c":
-        raise errors.UnsupportedOpError("AsString has no kernel for complex numbers")
+        return map_strings(lambda item: b"true" if item else b"false", array)
     wide = f"{fill.decode()}{width}" if width > -1 else fill.decode()
     if array.dtype.kind in "iu":
-        return _map(lambda item: f"%{wide}d".__mod__(int(item)).encode(), array)
+        return map_strings(lambda item: f"%{wide}d".__mod__(int(item)).encode(), array)
     kind = "e" if scientific else "g" if shortest else "f"
     exact = f".{precision}" if precision > -1 else ""
-    return _map(lambda item: f"%{wide}{exact}{kind}".__mod__(float(item)).encode(), array)
+    form = f"%{wide}{exact}{kind}"
+    if array.dtype.kind == "c":
+        pair = f"({form},{form})"
+        return map_strings(lambda item: (pair % (item.real, item.imag)).encode(), array)
+    return map_strings(lambda item: (form % float(item)).encode(), array)
 
 
 @kernel("StringLower", is_host=True)
 def string_lower(input: Any, *, encoding: bytes) -> Any:
-    return _map(_in_encoding(bytes.lower, str.lower, encoding), input)
+    return map_strings(_in_encoding(bytes.lower, str.lower, encoding), input)
 
 
 @kernel("StringUpper", is_host=True)
 def string_upper(input: Any, *, encoding: bytes) -> Any:
-    return _map(_in_encoding(bytes.upper, str.upper, encoding), input)
+    return map_strings(_in_encoding(bytes.upper, str.upper, encoding), input)
 
 
 def _in_encoding(
@@ -84,34 +67,89 @@ def _in_encoding(
 
 @kernel("StringStrip", is_host=True)
 def string_strip(input: Any) -> Any:
-    return _map(bytes.strip, input)
+    return map_strings(bytes.strip, input)
 
 
 @kernel("StringLength", is_host=True)
 def string_length(input: Any, *, unit: bytes) -> Any:
-    def length(item: bytes) -> int:
-        return len(item if unit == b"BYTE" else item.decode(errors="replace"))
-
+    length = len if unit == b"BYTE" else lambda item: len(_character_starts(item))
     array = np.asarray(input)
     return np.array([length(item) for item in array.ravel()], np.int32).reshape(array.shape)
+
+
+def _character_starts(item: bytes) -> list[int]:
+    """Returns where characters of UTF-8 begin; as TensorFlow, it looks at first bytes only."""
+    return [index for index, byte in enumerate(item) if byte & 0xC0 != 0x80]
+
+
+@kernel("Substr", is_host=True)
+def substr(input: Any, pos: Any, length: Any, *, unit: bytes) -> Any:
+    def cut(item: bytes, first: int, count: int) -> bytes:
+        starts: Sequence[int] = range(len(item))
+        if unit != b"BYTE":
+            starts = _character_starts(item)
+        size = len(starts)
+        if not -size <= first <= size:
+            raise errors.InvalidArgumentError(f"pos {first} out of range for string {item!r}")
+        begin = first if first >= 0 else size + first
+        end = size if count < 0 else min(begin + count, size)
+        places = [*starts, len(item)]
+        return item[places[begin] : places[end]]
+
+    return map_strings(cut, input, pos, length)
+
+
+@kernel("StringSplit", is_host=True)
+def string_split(input: Any, delimiter: Any, *, skip_empty: bool) -> list[Any]:
+    separators = scalar_string(delimiter)
+
+    def split(item: bytes) -> list[bytes]:
+        if not separators:
+            return [item[index : index + 1] for index in range(len(item))]
+        if not item:
+            return []
+        for other in separators[1:]:
+            item = item.replace(bytes([other]), separators[:1])
+        parts = item.split(separators[:1])
+        return [part for part in parts if part] if skip_empty else parts
+
+    return _sparse_rows([split(item) for item in np.ravel(input)])
+
+
+@kernel("StringSplitV2", is_host=True)
+def string_split_v2(input: Any, sep: Any, *, maxsplit: int) -> list[Any]:
+    separator = scalar_string(sep)
+    return _sparse_rows([_split(item, separator, maxsplit) for item in np.ravel(input)])
+
+
+def _split(item: bytes, separator: bytes, most: int) -> list[bytes]:
+    if separator:
+        return item.split(separator, most)
+    if most == 0:
+        return [item]
+    parts = item.split(None, most)
+    if most == len(parts):
+        parts.append(b"")  # as in TensorFlow, where the rest is empty too
+    return parts
+
+
+def _sparse_rows(rows: Sequence[Sequence[bytes]]) -> list[Any]:
+    """Returns rows of different lengths as indices, values and shape of a sparse tensor."""
+    indices = [(row, column) for row, items in enumerate(rows) for column in range(len(items))]
+    shape = [len(rows), max(map(len, rows), default=0)]
+    return [
+        np.array(indices, np.int64).reshape(-1, 2),
+        string_array([item for items in rows for item in items]),
+        np.array(shape, np.int64),
+    ]
 
 
 @kernel("StringToNumber", is_host=True)
 def string_to_number(string_tensor: Any, *, out_type: int) -> Any:
     dtype = dtypes.dtype_from_number(out_type)
     array = np.asarray(string_tensor)
-    parse = int if dtype.kind in "iu" else float
-    try:
-        numbers = np.array([parse(item) for item in array.ravel()], dtype)
-    except (ValueError, OverflowError) as error:
-        raise errors.InvalidArgumentError(f"StringToNumber: {error}") from None
+    numbers = np.array([parse_number(item, dtype) for item in array.ravel()], dtype)
     return numbers.reshape(array.shape)
-
-
-@kernel("ShardedFilename", is_host=True)
-def sharded_filename(basename: Any, shard: Any, num_shards: Any) -> Any:
-    name = np.asarray(basename).item()
-    return _strings([b"%s-%05d-of-%05d" % (name, int(shard), int(num_shards))], ())
 
 
 @kernel("ReduceJoin", is_host=True)
@@ -124,153 +162,61 @@ def reduce_join(inputs: Any, reduction_indices: Any, *, keep_dims: bool, separat
     moved = array.transpose([*kept, *reversed(axes)])  # the first axis is joined first
     shape = [array.shape[axis] for axis in kept]
     rows = moved.reshape(int(np.prod(shape, dtype=int)), -1)
-    joined = _strings([separator.join(row) for row in rows], shape)
+    joined = string_array([separator.join(row) for row in rows], shape)
     return np.expand_dims(joined, sorted(axes)) if keep_dims else joined
 
 
-@kernel("Assert", is_host=True)
-def assert_kernel(condition: Any, *data: Any, summarize: int) -> tuple[()]:
-    # Within a function that is traced there is no value to look at; XLA leaves it out too.
-    if not isinstance(condition, jax.core.Tracer) and not np.all(condition):
-        shown = [np.ravel(item)[: summarize if summarize >= 0 else None].tolist() for item in data]
-        raise errors.InvalidArgumentError(f"an assertion of the graph does not hold: {shown}")
-    return ()
-
-
-@traced_kernel("Assert")
-def assert_at_the_end(state: Any, condition: Any, *data: Any) -> tuple[()]:
-    """Has the run fail when it ends; it runs again op by op then, and shows the data."""
-    del data
-    check(state, condition, "an assertion of the graph does not hold")
-    return ()
-
-
-# --- ops of any dtype ----------------------------------------------------------------------------
-
-
-@string_kernel("Identity", "PlaceholderWithDefault", "Snapshot", "StopGradient")
-def identity(input: Any) -> Any:
-    return input
-
-
-@string_kernel("IdentityN")
-def identity_n(*input: Any) -> list[Any]:
-    return list(input)
-
-
-@string_kernel("Shape")
-def shape(input: Any, *, out_type: int) -> Any:
-    return np.asarray(np.shape(input), dtypes.dtype_from_number(out_type))
-
-
-@string_kernel("Size")
-def size(input: Any, *, out_type: int) -> Any:
-    return np.asarray(np.size(input), dtypes.dtype_from_number(out_type))
-
-
-@string_kernel("Rank")
-def rank(input: Any) -> Any:
-    return np.asarray(np.ndim(input), np.int32)
-
-
-@string_kernel("Equal")
-def equal(x: Any, y: Any) -> Any:
-    return np.asarray(np.equal(x, y), np.bool_)
-
-
-@string_kernel("NotEqual")
-def not_equal(x: Any, y: Any) -> Any:
-    return np.asarray(np.not_equal(x, y), np.bool_)
-
-
-@string_kernel("Fill")
-def fill(dims: Any, value: Any) -> Any:
-    return np.full(ints(dims), np.asarray(value).item(), dtype=object)
-
-
-@string_kernel("Reshape")
-def reshape(tensor: Any, shape: Any) -> Any:
-    return np.reshape(tensor, ints(shape))
-
-
-@string_kernel("ExpandDims")
-def expand_dims(input: Any, dim: Any) -> Any:
-    return np.expand_dims(input, int(np.asarray(dim).item()))
-
-
-@string_kernel("Squeeze")
-def squeeze(input: Any, *, squeeze_dims: tuple[int, ...]) -> Any:
-    return np.squeeze(input, tuple(squeeze_dims) or None)
-
-
-@string_kernel("Transpose")
-def transpose(x: Any, perm: Any) -> Any:
-    return np.transpose(x, ints(perm))
-
-
-@string_kernel("Tile")
-def tile(input: Any, multiples: Any) -> Any:
-    return np.tile(input, ints(multiples))
-
-
-@string_kernel("Pack")
-def pack(*values: Any, axis: int) -> Any:
-    return np.stack(values, axis)
-
-
-@string_kernel("Unpack")
-def unpack(value: Any, *, axis: int) -> list[Any]:
-    return [np.asarray(part, dtype=object) for part in np.moveaxis(value, axis, 0)]
-
-
-@string_kernel("ConcatV2")
-def concat(*values_and_axis: Any) -> Any:
-    *arrays, axis = values_and_axis
-    return np.concatenate(arrays, int(axis))
-
-
-@string_kernel("GatherV2")
-def gather(params: Any, indices: Any, axis: Any, *, batch_dims: int) -> Any:
-    if batch_dims:
-        raise errors.UnsupportedOpError("GatherV2 of strings has no kernel for batch_dims")
-    limit = np.shape(params)[int(axis)]
-    if np.any((np.asarray(indices) < 0) | (np.asarray(indices) >= limit)):
-        raise errors.InvalidArgumentError(f"GatherV2: an index is not in [0, {limit})")
-    return np.asarray(np.take(params, indices, axis=int(axis)), dtype=object)
-
-
-@string_kernel("Slice")
-def slice_kernel(input: Any, begin: Any, size: Any) -> Any:
-    places = [
-        slice(start, None if length < 0 else start + length)
-        for start, length in zip(ints(begin), ints(size), strict=True)
-    ]
-    return np.asarray(input[tuple(places)], dtype=object)
-
-
-@string_kernel("StridedSlice")
-def strided_slice(
-    input: Any,
-    begin: Any,
-    end: Any,
-    strides: Any,
-    *,
-    begin_mask: int,
-    end_mask: int,
-    ellipsis_mask: int,
-    new_axis_mask: int,
-    shrink_axis_mask: int,
+@kernel("UnsortedSegmentJoin", is_host=True)
+def unsorted_segment_join(
+    inputs: Any, segment_ids: Any, num_segments: Any, *, separator: bytes
 ) -> Any:
-    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
-    index = index_of_slices(ints(begin), ints(end), ints(strides), masks)
-    return np.asarray(input[index], dtype=object)
+    array, ids = np.asarray(inputs), np.asarray(segment_ids)
+    if array.shape[: ids.ndim] != ids.shape:
+        raise errors.InvalidArgumentError(
+            f"segment_ids' shape {ids.shape} is not the beginning of the inputs' {array.shape}"
+        )
+    count, rest = int(num_segments), array.shape[ids.ndim :]
+    rows = array.reshape(ids.size, -1)
+    groups: list[list[Any]] = [[] for _ in range(count)]
+    for segment, row in zip(ids.ravel().tolist(), rows, strict=True):
+        if segment >= count:
+            raise errors.InvalidArgumentError(f"segment id {segment} is not below {count}")
+        if segment >= 0:
+            groups[segment].append(row)
+    width = rows.shape[1] if ids.size else int(np.prod(rest, dtype=int))
+    joined = [
+        separator.join(row[column] for row in group) for group in groups for column in range(width)
+    ]
+    return string_array(joined, (count, *rest))
 
 
-@string_kernel("SelectV2")
-def select(condition: Any, t: Any, e: Any) -> Any:
-    return np.asarray(np.where(condition, t, e), dtype=object)
-
-
-@string_kernel("BroadcastTo")
-def broadcast_to(input: Any, shape: Any) -> Any:
-    return np.broadcast_to(input, ints(shape))
+@kernel("StringNGrams", is_host=True)
+def string_ngrams(
+    data: Any,
+    data_splits: Any,
+    *,
+    separator: bytes,
+    ngram_widths: Sequence[int],
+    left_pad: bytes,
+    right_pad: bytes,
+    pad_width: int,
+    preserve_short_sequences: bool,
+) -> list[Any]:
+    splits = np.asarray(data_splits)
+    bounds = splits.tolist()
+    if bounds and (bounds[0] != 0 or bounds[-1] != len(data) or bounds != sorted(bounds)):
+        raise errors.InvalidArgumentError(f"Invalid splits {bounds} of {len(data)} strings")
+    items, ends = [], [0]
+    for start, stop in itertools.pairwise(bounds):
+        row = list(data[start:stop])
+        found = []
+        for width in ngram_widths:
+            pad = width - 1 if pad_width < 0 else min(pad_width, width - 1)
+            padded = [left_pad] * pad + row + [right_pad] * pad
+            found += [padded[at : at + width] for at in range(len(padded) - width + 1)]
+        if preserve_short_sequences and not found and row:
+            pad = max(pad_width, 0)
+            found = [[left_pad] * pad + row + [right_pad] * pad]
+        items += [separator.join(parts) for parts in found]
+        ends.append(len(items))
+    return [string_array(items), np.array(ends[: len(bounds)] or [], splits.dtype)]

@@ -213,7 +213,21 @@ def euclidean_norm(input: Any, reduction_indices: Any, *, keep_dims: bool) -> An
 
 @kernel("Einsum")
 def einsum(*inputs: Any, equation: bytes) -> Any:
-    return jnp.einsum(equation.decode(), *inputs)
+    """Returns a sum of products; a label may come twice on either side, for a diagonal."""
+    taken, given = equation.decode().replace(" ", "").split("->")
+    labels = "".join(dict.fromkeys(given.replace("...", "")))
+    result = jnp.einsum(f"{taken}->{'...' if '...' in given else ''}{labels}", *inputs)
+    if "..." not in given and labels == given:
+        return result
+    batch = result.ndim - len(labels)
+    first = given.index("...") if "..." in given else 0
+    axes = [labels.index(label) + batch for label in given.replace("...", "")]
+    axes[first:first] = range(batch)
+    if len(set(axes)) == len(axes):
+        return jnp.transpose(result, axes)
+    shape = [result.shape[axis] for axis in axes]
+    index = np.indices(result.shape, sparse=True)
+    return jnp.zeros(shape, result.dtype).at[tuple(index[axis] for axis in axes)].set(result)
 
 
 @kernel("EnsureShape")
@@ -271,23 +285,6 @@ def matrix_band_part(input: Any, num_lower: Any, num_upper: Any) -> Any:
     below = jnp.arange(rows)[:, None] - jnp.arange(columns)[None, :]
     is_kept = ((num_lower < 0) | (below <= num_lower)) & ((num_upper < 0) | (-below <= num_upper))
     return jnp.where(is_kept, input, jnp.zeros((), input.dtype))
-
-
-@kernel("MatrixDiag", "BatchMatrixDiag")
-def matrix_diag(diagonal: Any) -> Any:
-    return diagonal[..., None] * jnp.eye(diagonal.shape[-1], dtype=diagonal.dtype)
-
-
-@kernel("MatrixDiagPart", "BatchMatrixDiagPart")
-def matrix_diag_part(input: Any) -> Any:
-    return jnp.diagonal(input, axis1=-2, axis2=-1)
-
-
-@kernel("MatrixSetDiag", "BatchMatrixSetDiag")
-def matrix_set_diag(input: Any, diagonal: Any) -> Any:
-    count = min(input.shape[-2:])
-    places = np.arange(count)
-    return jnp.asarray(input).at[..., places, places].set(diagonal)
 
 
 @kernel("SpaceToBatchND", static=("block_shape", "paddings"))

@@ -1,73 +1,84 @@
-"""TensorFlow's random ops: shapes, dtypes and ranges are TensorFlow's, the numbers are JAX's.
+"""TensorFlow's stateful random ops: of attrs ``seed`` and ``seed2``, TensorFlow's own numbers.
 
-Each op has a stream of its own. Its seed is what the attrs ``seed`` and ``seed2`` say, or where
-both are 0 another one in each program, as in TensorFlow; how often it ran is counted in the state,
-so that each run gives other numbers.
+Where both are 0 the numbers are others in each program, as in TensorFlow. How many blocks of its
+stream an op has used is counted in the state, so that each run gives the numbers of the same run in
+TensorFlow: those of its CPU kernels up to the rounding of logarithms, sines and cosines.
 """
 
 from __future__ import annotations
 
-import zlib
-from typing import Any
+import math
+from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import dtypes
+from jaxmeta.ops import _philox, _philox_distributions, _philox_rejection
 from jaxmeta.ops._definition import kernel
 from jaxmeta.ops._operands import ints
 
-
-def _next_key(state: Any, seed: int, seed2: int, node_name: str) -> Any:
-    """Returns the key of the next run of an op."""
-    if seed or seed2:
-        words = np.random.SeedSequence([seed % 2**64, seed2 % 2**64]).generate_state(1)
-    else:
-        words = np.random.SeedSequence().generate_state(1)
-    key = jax.random.fold_in(jax.random.key(int(words[0])), zlib.crc32(node_name.encode()))
-    return jax.random.fold_in(key, state.count(node_name)) if state is not None else key
+_BLOCKS_PER_OUTPUT: Final = 256
 
 
-def _dtype(number: int) -> Any:
-    return jax.dtypes.canonicalize_dtype(dtypes.dtype_from_number(number))
+def _of_outputs(state: Any, node_name: str, seed: int, seed2: int, outputs: int) -> tuple[Any, Any]:
+    return _philox.take_blocks(state, node_name, seed, seed2, outputs * _BLOCKS_PER_OUTPUT)
 
 
 @kernel("RandomUniform", static=("shape",))
 def random_uniform(
     state: Any, shape: Any, *, dtype: int, seed: int, seed2: int, node_name: str
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    return jax.random.uniform(key, ints(shape), _dtype(dtype))
+    sizes = ints(shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_distributions.uniform(*words, sizes, dtypes.dtype_from_number(dtype))
 
 
 @kernel("RandomStandardNormal", static=("shape",))
 def random_standard_normal(
     state: Any, shape: Any, *, dtype: int, seed: int, seed2: int, node_name: str
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    return jax.random.normal(key, ints(shape), _dtype(dtype))
+    sizes = ints(shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_distributions.normal(*words, sizes, dtypes.dtype_from_number(dtype))
 
 
 @kernel("TruncatedNormal", static=("shape",))
 def truncated_normal(
     state: Any, shape: Any, *, dtype: int, seed: int, seed2: int, node_name: str
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    return jax.random.truncated_normal(key, -2.0, 2.0, ints(shape), _dtype(dtype))
+    sizes = ints(shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_distributions.truncated_normal(*words, sizes, dtypes.dtype_from_number(dtype))
 
 
 @kernel("RandomUniformInt", static=("shape",))
 def random_uniform_int(
-    state: Any, shape: Any, minval: Any, maxval: Any, *, seed: int, seed2: int, node_name: str
+    state: Any,
+    shape: Any,
+    minval: Any,
+    maxval: Any,
+    *,
+    Tout: int,
+    seed: int,
+    seed2: int,
+    node_name: str,
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    return jax.random.randint(key, ints(shape), minval, maxval, minval.dtype)
+    sizes = ints(shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_distributions.uniform_int(
+        *words, sizes, minval, maxval, dtypes.dtype_from_number(Tout)
+    )
 
 
 @kernel("RandomShuffle")
 def random_shuffle(state: Any, value: Any, *, seed: int, seed2: int, node_name: str) -> Any:
-    return jax.random.permutation(_next_key(state, seed, seed2, node_name), jnp.asarray(value))
+    value = jnp.asarray(value)
+    if value.ndim == 0 or value.shape[0] <= 1:
+        return value
+    blocks = -(-(value.shape[0] - 1) // 4)
+    words = _philox.take_blocks(state, node_name, seed, seed2, blocks)
+    return value[_philox_distributions.permutation(*words, value.shape[0])]
 
 
 @kernel("Multinomial", static=("num_samples",))
@@ -81,49 +92,33 @@ def multinomial(
     output_dtype: int,
     node_name: str,
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    shape = (int(num_samples), logits.shape[0])
-    drawn = jax.random.categorical(key, jnp.asarray(logits), axis=-1, shape=shape)
-    return jnp.transpose(drawn).astype(_dtype(output_dtype))
+    reserved = -(-int(num_samples) // 4) * 4 * 2  # each number is made of two words
+    words = _of_outputs(state, node_name, seed, seed2, logits.shape[0] * reserved)
+    return _philox_distributions.categories(*words, logits, int(num_samples), output_dtype)
 
 
 @kernel("RandomGamma", static=("shape",))
 def random_gamma(
     state: Any, shape: Any, alpha: Any, *, seed: int, seed2: int, node_name: str
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    return jax.random.gamma(key, alpha, (*ints(shape), *alpha.shape), alpha.dtype)
+    sizes = (*ints(shape), *alpha.shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_rejection.gamma(*words, sizes, alpha)
 
 
 @kernel("RandomPoissonV2", static=("shape",))
 def random_poisson(
     state: Any, shape: Any, rate: Any, *, dtype: int, seed: int, seed2: int, node_name: str
 ) -> Any:
-    key = _next_key(state, seed, seed2, node_name)
-    drawn = jax.random.poisson(key, rate, (*ints(shape), *rate.shape))
-    return drawn.astype(_dtype(dtype))
+    sizes = (*ints(shape), *rate.shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_rejection.poisson(*words, sizes, rate, dtypes.dtype_from_number(dtype))
 
 
-# --- stateless: the seed is an input ------------------------------------------------------------
-
-
-def _key_of_seed(seed: Any) -> Any:
-    key = jax.random.key(0)
-    for word in range(2):
-        key = jax.random.fold_in(key, seed[word].astype(np.uint32))
-    return key
-
-
-@kernel("StatelessRandomUniform", static=("shape",))
-def stateless_random_uniform(shape: Any, seed: Any, *, dtype: int) -> Any:
-    return jax.random.uniform(_key_of_seed(seed), ints(shape), _dtype(dtype))
-
-
-@kernel("StatelessRandomNormal", static=("shape",))
-def stateless_random_normal(shape: Any, seed: Any, *, dtype: int) -> Any:
-    return jax.random.normal(_key_of_seed(seed), ints(shape), _dtype(dtype))
-
-
-@kernel("StatelessTruncatedNormal", static=("shape",))
-def stateless_truncated_normal(shape: Any, seed: Any, *, dtype: int) -> Any:
-    return jax.random.truncated_normal(_key_of_seed(seed), -2.0, 2.0, ints(shape), _dtype(dtype))
+@kernel("RandomPoisson", static=("shape",))
+def random_poisson_of_rates_dtype(
+    state: Any, shape: Any, rate: Any, *, seed: int, seed2: int, node_name: str
+) -> Any:
+    sizes = (*ints(shape), *rate.shape)
+    words = _of_outputs(state, node_name, seed, seed2, math.prod(sizes))
+    return _philox_rejection.poisson(*words, sizes, rate, np.dtype(rate.dtype))

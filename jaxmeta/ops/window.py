@@ -211,8 +211,7 @@ def lower_reduce_window(
     base_dilation: Any,
     window_dilation: Any,
 ) -> list[Edge]:
-    if consts:
-        raise ctx.unsupported("a window reduction whose function closes over arrays")
+    jaxpr = jaxprs.with_constants(jaxpr, consts)
     window = Window.of(window_dimensions, window_strides, padding, base_dilation, window_dilation)
     function = _computation.function_ref(ctx, jaxpr, "computation")
     if len(inputs) == 2:
@@ -221,7 +220,7 @@ def lower_reduce_window(
     count = len(inputs) // 2
 
     def combine(*elements: jax.Array) -> Any:
-        run = functools.partial(_computation.run_jaxpr, jaxprs.open_jaxpr(jaxpr))
+        run = functools.partial(_computation.run_jaxpr, jaxpr)
         return _computation.batched(run, elements[0].ndim)(*elements)
 
     def fold(*arrays: jax.Array) -> Sequence[Any]:

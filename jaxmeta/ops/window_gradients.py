@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta import dtypes, errors
+from jaxmeta import dtypes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _computation
-from jaxmeta.ops._definition import LoweringContext, example, kernel, lowering, restores
+from jaxmeta.ops._definition import LoweringContext, example, f32, kernel, lowering, restores
 from jaxmeta.ops._window import (
     IMAGE,
     INFINITY,
@@ -28,7 +28,7 @@ from jaxmeta.ops._window import (
     pooling,
     zero,
 )
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import binding, jaxprs
 
 _COMPARISONS: Final[dict[str, Callable[..., Any]]] = {"ge": lax.ge, "le": lax.le}
 
@@ -74,26 +74,74 @@ def xla_select_and_scatter(
     *,
     select: Any,
     scatter: Any,
+    _jax_is_generic: bool = False,
 ) -> Any:
     window = Window.of(window_dimensions, window_strides, padding)
     comparison = _computation.recognize(select, operand.dtype)
     combination = _computation.recognize(scatter, operand.dtype)
-    if comparison not in _COMPARISONS or combination != "add":
-        raise errors.UnsupportedOpError(
-            "XlaSelectAndScatter is supported where it selects by >= or <= and adds, not by "
-            f"{select.name!r} and {scatter.name!r}"
+    if _jax_is_generic or comparison not in _COMPARISONS or combination != "add":
+        return binding.bind_select_and_scatter(
+            operand, source, init_value, select, scatter, **window.geometry()
         )
     scattered = jaxprs.primitive("select_and_scatter_add").bind(
-        source,
-        operand,
-        select_prim=jaxprs.primitive(comparison),
-        window_dimensions=window.dimensions,
-        window_strides=window.strides,
-        padding=window.padding,
+        source, operand, select_prim=jaxprs.primitive(comparison), **window.geometry()
     )
     if isinstance(init_value, np.ndarray) and not init_value:
         return scattered
     return scattered + init_value
+
+
+@lowering("select_and_scatter")
+def lower_select_and_scatter(
+    ctx: LoweringContext,
+    operand: Edge,
+    source: Edge,
+    init_value: Edge,
+    *,
+    select_jaxpr: Any,
+    select_consts: Any,
+    scatter_jaxpr: Any,
+    scatter_consts: Any,
+    window_dimensions: Any,
+    window_strides: Any,
+    padding: Any,
+) -> list[Edge]:
+    window = Window.of(window_dimensions, window_strides, padding)
+    select = jaxprs.with_constants(select_jaxpr, select_consts)
+    scatter = jaxprs.with_constants(scatter_jaxpr, scatter_consts)
+    return ctx.node(
+        "XlaSelectAndScatter",
+        operand,
+        ctx.constant(window.dimensions, np.int32),
+        ctx.constant(window.strides, np.int32),
+        ctx.constant(np.asarray(window.padding).reshape(-1, 2), np.int32),
+        source,
+        init_value,
+        select=_computation.function_ref(ctx, select, "select"),
+        scatter=_computation.function_ref(ctx, scatter, "scatter"),
+        _jax_is_generic=True,
+    )
+
+
+def _scattering(select: Callable[..., Any], scatter: Callable[..., Any]) -> Callable[..., Any]:
+    def run(operand: jax.Array, source: jax.Array, start: jax.Array) -> Any:
+        return binding.bind_select_and_scatter(
+            operand,
+            source,
+            start,
+            lambda a, b: [select(a, b)],
+            lambda a, b: [scatter(a, b)],
+            window_dimensions=(2, 3),
+            window_strides=(2, 1),
+            padding=((0, 0), (1, 1)),
+        )
+
+    run.__name__ = "select_and_scatter"
+    return run
+
+
+for _select, _scatter in ((lax.ge, lax.add), (lax.gt, lax.max), (lax.le, lambda a, b: a - 2 * b)):
+    example(_scattering(_select, _scatter), f32(6, 5), f32(3, 5), f32(), gradient=False)
 
 
 @lowering("select_and_gather_add")

@@ -85,7 +85,8 @@ def load(
         if name in recorded:
             logical[name] = program.logical_value(value, target.variable(name))
         else:
-            target.constants[name] = np.asarray(value)
+            is_placed = name in wanted
+            target.constants[name] = value if is_placed else np.asarray(value)
     return Program(target, logical, placement)
 
 

@@ -17,7 +17,7 @@ from jaxmeta.checkpoint.tensor_bundle import TensorBundleWriter
 from jaxmeta.execution.session import Session
 from jaxmeta.graphs import building
 from jaxmeta.meta_graphs import meta_graph
-from jaxmeta.saving import saveables, saved_values, saver_arguments, saver_nodes
+from jaxmeta.saving import saveables, saved_tables, saved_values, saver_arguments, saver_nodes
 from jaxmeta.saving.loading import META_SUFFIX, describe_neighbours
 from jaxmeta.saving.loading import load as load
 from jaxmeta.saving.loading import restore_variables as restore_variables
@@ -114,6 +114,7 @@ class Saver:
         self._pad_step_number = pad_step_number
         self._save_relative_paths = save_relative_paths
         self._saveables: list[Saveable] | None = None
+        self._tables: list[saved_tables.SavedTable] = []
         self._saver_def = saver_def
         if saver_def is not None:
             self._adopt(saver_def, name)
@@ -134,6 +135,7 @@ class Saver:
                 setattr(adopted, field, f"{scope.rstrip('/')}/{found}")
         self._saver_def = adopted
         self._saveables = saver_nodes.read_saver_nodes(self.graph, adopted)
+        self._tables = saved_tables.read_saved_tables(self.graph, adopted)
         self._limits = adopted.max_to_keep, adopted.keep_checkpoint_every_n_hours
 
     def build(self) -> None:
@@ -247,7 +249,7 @@ class Saver:
             NotBuiltError: `build` was to be called first.
         """
         found = self._built_saveables()
-        is_empty = not found and not self._is_whole_graph
+        is_empty = not found and not self._is_whole_graph and not self._tables
         saver_arguments.check_holder(sess, self.graph)
         name = "checkpoint" if latest_filename is None else latest_filename
         prefix = os.fspath(save_path)
@@ -272,10 +274,12 @@ class Saver:
             commit()
             return None
         pairs = saved_values.values_to_save(found, values)
+        tables = saved_tables.arrays_to_save(self._tables, sess)
         if self._format == TENSOR_BUNDLE:
-            arrays: Any = saved_values.bundle_files(pairs, self._options.sharded)
+            files = saved_values.bundle_files(pairs, self._options.sharded)
+            arrays: Any = [*files, tables] if tables else files
         else:
-            arrays = saved_values.whole_arrays(pairs)
+            arrays = {**saved_values.whole_arrays(pairs), **tables}
         self._writer.save(prefix, arrays, on_commit=commit)
         return prefix
 
@@ -412,8 +416,10 @@ class Saver:
         found = self._built_saveables()
         saver_arguments.check_holder(sess, self.graph)
         self.wait_until_finished()
-        if not found:
+        if not found and not self._tables:
             return None if isinstance(sess, Session) else sess
+        if self._tables:
+            saved_tables.restore(self._tables, sess, _check_checkpoint(save_path))
         wanted = program.override_shardings(self.graph, shardings)
         restored = saved_values.restore(found, _check_checkpoint(save_path), wanted)
         if isinstance(sess, Session):

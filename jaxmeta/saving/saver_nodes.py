@@ -311,6 +311,8 @@ _GROUPS: Final = ("NoOp",)
 _ASSIGNMENTS: Final = ("Assign", "AssignVariableOp")
 _PASSED_THROUGH: Final = ("Identity", "Reshape")
 _VARIABLES: Final = ("VarHandleOp", "VariableV2", "Variable")
+_TABLE_IMPORTS: Final = ("LookupTableImport", "LookupTableImportV2")
+SAVES: Final = ("SaveV2", "SaveSlices", "Save")
 
 
 def read_saver_nodes(
@@ -327,11 +329,16 @@ def read_saver_nodes(
     for node in _assignments(target, saver_def.restore_op_name):
         if node.op in _ASSIGNMENTS:
             found.append(_read_assignment(target, node))
-        else:
+        elif node.op not in _TABLE_IMPORTS:
             skipped.append(f"{node.name} ({node.op})")
     if skipped:
         _logger.warning("These are saved, but are no variables: %s", ", ".join(skipped))
     return found
+
+
+def imports_of_tables(target: graph.GraphBuilder, root: str) -> Iterator[graph_pb2.NodeDef]:
+    """Yields the nodes that fill tables, among what a saver's last node waits for."""
+    return (node for node in _assignments(target, root) if node.op in _TABLE_IMPORTS)
 
 
 def _assignments(target: graph.GraphBuilder, root: str) -> Iterator[graph_pb2.NodeDef]:
@@ -347,9 +354,24 @@ def _assignments(target: graph.GraphBuilder, root: str) -> Iterator[graph_pb2.No
 
 
 def _read_assignment(target: graph.GraphBuilder, node: graph_pb2.NodeDef) -> Saveable:
-    is_reshaped = False
     variable = naming.parse_tensor_name(node.input[0]).node
-    source = naming.parse_tensor_name(node.input[1])
+    name, spec, is_reshaped = _restored(target, node.input[1])
+    return Saveable(name, _variable(target, variable), spec, reshape=is_reshaped)
+
+
+def restored_name(target: graph.GraphBuilder, ref: str) -> str:
+    """Returns the name in the checkpoint of what is restored to a tensor.
+
+    Raises:
+        FormatError: nothing is restored to it.
+    """
+    return _restored(target, ref)[0]
+
+
+def _restored(target: graph.GraphBuilder, ref: str) -> tuple[str, str, bool]:
+    """Returns name and slice in the checkpoint of a tensor, and whether it is reshaped."""
+    is_reshaped = False
+    source = naming.parse_tensor_name(ref)
     for _ in itertools.repeat(None, len(target.nodes)):  # a cycle ends here
         origin = target.node(source.node)
         if origin.op not in _PASSED_THROUGH:
@@ -360,27 +382,30 @@ def _read_assignment(target: graph.GraphBuilder, node: graph_pb2.NodeDef) -> Sav
     position = source.position
     if not position < min(len(names), len(specs)):
         raise errors.FormatError(
-            f"{node.name!r}: {origin.name!r} ({origin.op}) restores {len(names)} tensors, not "
+            f"{ref!r}: {origin.name!r} ({origin.op}) restores {len(names)} tensors, not "
             f"number {position}"
         )
-    return Saveable(
-        names[position], _variable(target, variable), specs[position], reshape=is_reshaped
-    )
+    return names[position], specs[position], is_reshaped
 
 
 def _restored_names(
     target: graph.GraphBuilder, node: graph_pb2.NodeDef
 ) -> tuple[list[str], list[str]]:
     if node.op == "RestoreV2":
-        return _read_strings(target, node.input[1]), _read_strings(target, node.input[2])
+        return read_strings(target, node.input[1]), read_strings(target, node.input[2])
     if node.op == "RestoreSlice":
-        return _read_strings(target, node.input[1]), _read_strings(target, node.input[2])
+        return read_strings(target, node.input[1]), read_strings(target, node.input[2])
     if node.op == "Restore":
-        return _read_strings(target, node.input[1]), [""]
+        return read_strings(target, node.input[1]), [""]
     raise errors.FormatError(f"{node.name!r} ({node.op}) restores nothing: expected RestoreV2")
 
 
-def _read_strings(target: graph.GraphBuilder, ref: str) -> list[str]:
+def read_strings(target: graph.GraphBuilder, ref: str) -> list[str]:
+    """Returns the strings of a constant.
+
+    Raises:
+        FormatError: it is none.
+    """
     node = target.node(naming.parse_tensor_name(ref).node)
     if node.op != "Const":
         raise errors.FormatError(f"{node.name!r} is a {node.op}: expected a Const of names")

@@ -18,6 +18,7 @@ from jaxmeta.tracing.jaxprs import (
     SCAN_LAYOUT_PARAMS,
     abstract,
     abstract_slice,
+    jaxpr_constants,
     make_jaxpr,
     open_jaxpr,
     subjaxprs,
@@ -48,11 +49,16 @@ def bind_cond(
 
 def bind_platform_index(platforms: Sequence[tuple[str, ...] | None]) -> Any:
     """Binds ``platform_index``: the position of the platform that the program is compiled for."""
+    return _platform_index().bind(platforms=tuple(platforms))
+
+
+@functools.cache
+def _platform_index() -> Any:
     primitive, _ = _sample_eqn(
         lambda: lax.platform_dependent(cpu=lambda: np.int32(0), default=lambda: np.int32(1)),
         "platform_index",
     )
-    return primitive.bind(platforms=tuple(platforms))
+    return primitive
 
 
 def bind_while(
@@ -106,18 +112,28 @@ def bind_scan(
     )
 
 
-@functools.cache
 def _scan_layout(num_consts: int, num_carry: int, num_xs: int, num_ys: int) -> dict[str, Any]:
-    """Returns the parameters of a scan that only say how many operands of each kind it has.
+    """Returns the parameters of a scan that only say how many operands of each kind it has."""
+    if "num_consts" in _sample_scan_layout(0, 1, 0, 0):  # plain numbers, until JAX 0.12
+        return {"num_consts": num_consts, "num_carry": num_carry}
+    return _sample_scan_layout(num_consts, num_carry, num_xs, num_ys)
 
-    They are taken from a scan over scalars that this JAX traced itself, so that their form need
-    not be known here.
+
+@functools.cache
+def _sample_scan_layout(
+    num_consts: int, num_carry: int, num_xs: int, num_ys: int
+) -> dict[str, Any]:
+    """Returns these parameters of a scan over scalars that this JAX traced itself.
+
+    So their form need not be known here.
     """
 
     def outer(constants: list[Any], init: list[Any], xs: list[Any]) -> Any:
         def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-            total = sum([*constants, *x], start=np.float32(0))
-            return [c + total for c in carry], [total + np.float32(i) for i in range(num_ys)]
+            total: Any = np.float32(1)
+            for value in (*constants, *x):
+                total = lax.add(total, value)
+            return [lax.add(c, total) for c in carry], [lax.neg(total) for _ in range(num_ys)]
 
         return lax.scan(body, init, xs, length=1)
 
@@ -176,17 +192,52 @@ def bind_linear_solve(
     for count in const_lengths:
         constants.append(rest[:count])
         rest = rest[count:]
-    solve, params = _sample_eqn(
-        lambda b: lax.custom_linear_solve(lambda x: x, b, lambda _, y: y, symmetric=True),
-        "custom_linear_solve",
-        jax.ShapeDtypeStruct((), np.float32),
-    )
+    solve, form = _linear_solve()
     jaxprs = [
         None if fn is None else make_jaxpr(fn, [*consts, *rest])
         for fn, consts in zip(functions, constants, strict=True)
     ]
-    form = type(params["jaxprs"])
     return list(solve.bind(*operands, const_lengths=form(*const_lengths), jaxprs=form(*jaxprs)))
+
+
+@functools.cache
+def _linear_solve() -> tuple[Any, type]:
+    """Returns the primitive, and the type of its parameters: a field for each function."""
+    primitive, params = _sample_eqn(
+        lambda b: lax.custom_linear_solve(lambda x: x, b, lambda _, y: y, symmetric=True),
+        "custom_linear_solve",
+        jax.ShapeDtypeStruct((), np.float32),
+    )
+    return primitive, type(params["jaxprs"])
+
+
+def bind_select_and_scatter(
+    operand: Any,
+    source: Any,
+    init_value: Any,
+    select: Callable[..., Sequence[Any]],
+    scatter: Callable[..., Sequence[Any]],
+    **geometry: Any,
+) -> Any:
+    """Binds ``select_and_scatter``, which has no public function.
+
+    Args:
+        operand: what windows move over.
+        source: what is scattered.
+        init_value: where scattering starts from.
+        select: says of two elements whether the first is chosen.
+        scatter: combines an element with one of the source.
+        **geometry: ``window_dimensions``, ``window_strides`` and ``padding``.
+    """
+    scalar = jax.ShapeDtypeStruct((), operand.dtype)
+    params: dict[str, Any] = {}
+    for name, fn in (("select", select), ("scatter", scatter)):
+        jaxpr = make_jaxpr(fn, [scalar, scalar])
+        params[f"{name}_jaxpr"] = open_jaxpr(jaxpr)
+        params[f"{name}_consts"] = tuple(jaxpr_constants(jaxpr))
+    return jax_core.primitives.select_and_scatter_p.bind(
+        operand, source, init_value, **params, **geometry
+    )
 
 
 def bind_closed_call(fn: Callable[..., Any], operands: Sequence[Any]) -> list[Any]:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import binding, jaxprs, ref_places
 
 _REF_PRIMITIVES: Final = frozenset(
-    {"new_ref", "get", "swap", "addupdate", "freeze", "free_ref", "run_state"}
+    {"new_ref", "empty_ref", "get", "swap", "addupdate", "freeze", "free_ref", "run_state"}
 )
 
 
@@ -39,13 +39,17 @@ def without_refs(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:
     """
     if not _has_refs(jaxpr):
         return jaxpr
+    try:
+        return _discharged(jaxpr)
+    except (_NotDischargedError, ref_places.UnknownPlaceError):
+        return jaxpr
+
+
+def _discharged(jaxpr: jaxprs.Jaxpr) -> jaxprs.Jaxpr:
     opened = jaxprs.open_jaxpr(jaxpr)
     constants = jaxprs.jaxpr_constants(jaxpr)
     avals = [var.aval for var in opened.invars]
-    try:
-        return jaxprs.make_jaxpr(lambda *args: _run(opened, constants, args), avals)
-    except _NotDischargedError:
-        return jaxpr
+    return jaxprs.make_jaxpr(lambda *args: _run(opened, constants, args), avals)
 
 
 def _has_refs(jaxpr: jaxprs.Jaxpr) -> bool:
@@ -79,65 +83,91 @@ def _run_eqn(jaxpr: jaxprs.Jaxpr, eqn: jaxprs.Eqn, operands: list[Any]) -> list[
     if is_plain and not any(map(_has_refs, jaxprs.subjaxprs(eqn))):
         run, _ = jaxprs.eqn_as_function(jaxpr, eqn)
         return list(run(*operands))
+    if is_plain and name not in _NESTED:
+        within = eqn.replace(params={k: _without_refs_in(v, params) for k, v in params.items()})
+        run, _ = jaxprs.eqn_as_function(jaxpr, within)
+        return list(run(*operands))
     if name not in _NESTED:
         raise _NotDischargedError(name)
     return _NESTED[name](params, operands)
 
 
+def _without_refs_in(value: Any, params: Any) -> Any:
+    """Returns a parameter, whose jaxprs have references of their own alone, without these."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_without_refs_in(item, params) for item in value)
+    if not jaxprs.is_jaxpr(value) or not _has_refs(value):
+        return value
+    if "mesh" in params and "manual_axes" in params:
+        axes = sorted(params["manual_axes"])
+        plain = jaxprs.inside_shard_map(
+            params["mesh"], axes, params["check_vma"], lambda: _discharged(value)
+        )
+    else:
+        plain = _discharged(value)
+    if jaxprs.open_jaxpr(value) is not value:
+        return plain
+    if jaxprs.jaxpr_constants(plain):
+        raise _NotDischargedError("a function that closes over arrays")
+    return jaxprs.open_jaxpr(plain)
+
+
 # --- reading and writing -----------------------------------------------------------------------
 
 
-def _place(params: Any, indices: Sequence[Any], shape: Sequence[int]) -> Any:
-    """Returns what an access's operands say, as an index for `jax.numpy`."""
-    transforms = jax.tree.unflatten(params["tree"], indices)
-    if not transforms:
-        return ...
-    if len(transforms) > 1 or not hasattr(transforms[0], "indices"):
-        raise _NotDischargedError("a reference to a part of a reference")
-    return tuple(map(_plain_index, transforms[0].indices))
-
-
-def _plain_index(index: Any) -> Any:
-    if not hasattr(index, "size") or not hasattr(index, "stride"):
-        return index
-    if not isinstance(index.start, (int, np.integer)):
-        raise _NotDischargedError("a slice of a reference from a place that is computed")
-    return slice(index.start, index.start + index.size * index.stride, index.stride)
+def _transforms(params: Any, indices: Sequence[Any]) -> Any:
+    return jax.tree.unflatten(params["tree"], indices)
 
 
 def _get(params: Any, cell: _Cell, *indices: Any) -> list[Any]:
-    return [cell.value[_place(params, indices, cell.value.shape)]]
+    return [ref_places.read(cell.value, _transforms(params, indices))]
 
 
 def _swap(params: Any, cell: _Cell, value: Any, *indices: Any) -> list[Any]:
-    place = _place(params, indices, cell.value.shape)
-    old = cell.value[place]
-    cell.value = cell.value.at[place].set(value)
+    old, cell.value = ref_places.swap(cell.value, _transforms(params, indices), value)
     return [old]
 
 
 def _add(params: Any, cell: _Cell, value: Any, *indices: Any) -> list[Any]:
-    place = _place(params, indices, cell.value.shape)
-    cell.value = cell.value.at[place].add(value)
+    cell.value = ref_places.add(cell.value, _transforms(params, indices), value)
     return []
 
 
+def _empty(params: Any) -> list[Any]:
+    aval = params["ty"]
+    if not hasattr(aval, "shape"):
+        raise _NotDischargedError("an empty reference of no array")
+    return [_Cell(lax.empty(aval.shape, aval.dtype))]
+
+
 def _run_state(params: Any, *values: Any) -> list[Any]:
-    if not all(params.get("is_initialized", ())):
-        raise _NotDischargedError("a reference without a first value")
-    cells = [_Cell(jnp.asarray(value)) for value in values]
+    given = iter(values)
+    variables = jaxprs.open_jaxpr(params["jaxpr"]).invars
+    cells = [
+        _Cell(jnp.asarray(next(given)) if is_given else _undefined(variable.aval))
+        for is_given, variable in zip(params["is_initialized"], variables, strict=True)
+    ]
     _run(jaxprs.open_jaxpr(params["jaxpr"]), jaxprs.jaxpr_constants(params["jaxpr"]), cells)
     return [cell.value for cell in cells]
 
 
+def _undefined(aval: Any) -> Any:
+    """Returns what JAX gives a reference without a first value."""
+    value = np.iinfo(aval.dtype).min if np.issubdtype(aval.dtype, np.integer) else np.nan
+    return lax.full(aval.shape, value, aval.dtype)
+
+
 _ACCESSES: Final[dict[str, Callable[..., list[Any]]]] = {
     "new_ref": lambda params, value: [_Cell(jnp.asarray(value))],
+    "empty_ref": _empty,
     "get": _get,
     "swap": _swap,
     "addupdate": _add,
     "freeze": lambda params, cell: [cell.value],
     "free_ref": lambda params, cell: [],
     "run_state": _run_state,
+    # Of the indices of a reference, of which it makes arrays of one shape.
+    "broadcast_to": lambda params, x: [jnp.broadcast_to(x, params["shape"])],
 }
 
 # --- nested jaxprs -----------------------------------------------------------------------------
@@ -210,26 +240,51 @@ def _scan(params: Any, operands: list[Any]) -> list[Any]:
 
 def _while(params: Any, operands: list[Any]) -> list[Any]:
     num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
-    constants = operands[num_cond : num_cond + num_body]
-    flags = _flags(operands)
-    if any(flags[:num_cond]) or any(flags[num_cond + num_body :]):
-        raise _NotDischargedError("a reference in the condition of a loop")
-    count = len(operands) - num_cond - num_body
-    cond = _pure(params["cond_jaxpr"], [False] * (num_cond + count))
-    run = _pure(params["body_jaxpr"], [*_flags(constants), *[False] * count])
+    cond_constants, body_constants = operands[:num_cond], operands[num_cond:][:num_body]
+    init = operands[num_cond + num_body :]
+    if any(_flags(init)):
+        raise _NotDischargedError("a reference that a loop carries")
+    cells = list(dict.fromkeys(x for x in operands if isinstance(x, _Cell)))
+    shared = set(cells).intersection(cond_constants, body_constants)
 
-    def body(state: Any) -> Any:
+    def run(name: str, constants: Sequence[Any], state: Any) -> tuple[list[Any], list[Any]]:
         carry, held = state
-        given = iter(held)
-        now = [next(given) if isinstance(x, _Cell) else x for x in constants]
-        return run(*now, *carry)
+        now = {cell: _Cell(value) for cell, value in zip(cells, held, strict=True)}
+        given = [now[x] if isinstance(x, _Cell) else x for x in constants]
+        closed_over = jaxprs.jaxpr_constants(params[name])
+        results = _run(jaxprs.open_jaxpr(params[name]), closed_over, [*given, *carry])
+        changed = {
+            cell for cell, value in zip(cells, held, strict=True) if now[cell].value is not value
+        }
+        # JAX gives the condition what a reference held before the loop.
+        if changed & shared or (changed and name == "cond_jaxpr"):
+            raise _NotDischargedError("a reference that a loop's condition reads or writes")
+        return results, [now[cell].value for cell in cells]
 
-    start = operands[num_cond + num_body :], [x.value for x in constants if isinstance(x, _Cell)]
+    def cond(state: Any) -> Any:
+        (goes_on,), _ = run("cond_jaxpr", cond_constants, state)
+        return goes_on
+
+    start = init, [cell.value for cell in cells]
     carry, held = lax.while_loop(
-        lambda state: cond(*operands[:num_cond], *state[0])[0][0], body, start
+        cond, lambda state: run("body_jaxpr", body_constants, state), start
     )
-    _write_back(constants, held)
+    _write_back(cells, held)
     return list(carry)
+
+
+def _remat(params: Any, operands: list[Any]) -> list[Any]:
+    run = _pure(params["jaxpr"], _flags(operands))
+    options = {name: params[name] for name in ("prevent_cse", "differentiated", "policy")}
+
+    def flat(*values: Any) -> list[Any]:
+        results, held = run(*values)
+        return [*results, *held]
+
+    found = binding.bind_remat(flat, _values(operands), **options)
+    count = len(found) - sum(_flags(operands))
+    _write_back(operands, found[count:])
+    return found[:count]
 
 
 _NESTED: Final[dict[str, Callable[..., list[Any]]]] = {
@@ -238,4 +293,7 @@ _NESTED: Final[dict[str, Callable[..., list[Any]]]] = {
     "cond": _cond,
     "scan": _scan,
     "while": _while,
+    "remat": _remat,
+    "remat2": _remat,
+    "checkpoint": _remat,
 }

@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
+from jaxmeta import dtypes, errors
 from jaxmeta.tracing import dimensions
 
 Jaxpr = Any
@@ -109,6 +110,16 @@ def is_float0(dtype: Any) -> bool:
     return bool(dtype == jax.dtypes.float0)
 
 
+def is_reference(atom: Atom) -> bool:
+    """Returns whether an atom is a mutable array, rather than its value."""
+    return hasattr(atom.aval, "inner_aval")
+
+
+def is_token(aval: Any) -> bool:
+    """Returns whether an aval is that of tokens, which only order effects."""
+    return type(aval).__name__ == "AbstractToken"  # which has no public name
+
+
 @functools.cache
 def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
     """Returns the implementation's name and the shape of one key's uint32 data."""
@@ -125,10 +136,15 @@ def key_layout(dtype: Any) -> tuple[str, tuple[int, ...]]:
 def physical_aval(aval: Any) -> jax.ShapeDtypeStruct:
     """Returns shape and dtype as the graph holds them: typed keys as their uint32 data.
 
-    Tangents of integers are bools, as XLA has them.
+    Tangents of integers are bools, as XLA has them. Scales of blocks are their bits, and tokens
+    bools without axes.
     """
+    if is_token(aval):
+        return jax.ShapeDtypeStruct((), np.bool_)
     if is_float0(aval.dtype):
         return jax.ShapeDtypeStruct(aval.shape, np.bool_)
+    if dtypes.is_scale(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, np.uint8)
     if is_key_dtype(aval.dtype):
         _, data_shape = key_layout(aval.dtype)
         return jax.ShapeDtypeStruct((*aval.shape, *data_shape), np.uint32)
@@ -139,6 +155,11 @@ def has_64_bit_types() -> bool:
     """Returns whether this process has JAX's 64-bit types switched on."""
     config: Any = jax.config
     return bool(config.jax_enable_x64)
+
+
+def is_wide(dtype: Any) -> bool:
+    """Returns whether JAX has a dtype only where 64-bit types are switched on."""
+    return str(dtype) in ("float64", "int64", "uint64", "complex128")
 
 
 def impl_name(impl: Any) -> str:
@@ -186,6 +207,11 @@ def name_stack(eqn: Eqn) -> str:
     return str(eqn.source_info.name_stack)
 
 
+def context_mesh(eqn: Eqn) -> Any:
+    """Returns the `AbstractMesh` in whose context the eqn was traced; an empty one where none."""
+    return eqn.ctx.cur_abstract_mesh
+
+
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """Returns how many constants and how many carries the operands of a scan begin with."""
     if "num_consts" in params:
@@ -202,8 +228,9 @@ SCAN_LAYOUT_PARAMS: Final = frozenset({"num_consts", "num_carry", "ft_in", "ft_o
 
 
 def make_jaxpr(fn: Callable[..., Any], avals: Sequence[Any]) -> Jaxpr:
-    """Returns the closed jaxpr of a function of arrays."""
-    return jax.make_jaxpr(fn)(*avals)
+    """Returns the closed jaxpr of a function of arrays, which may be of 64 bits in any case."""
+    with jax.enable_x64(has_64_bit_types() or any(is_wide(aval.dtype) for aval in avals)):
+        return jax.make_jaxpr(fn)(*avals)
 
 
 def is_refusal_to_differentiate(error: BaseException) -> bool:
@@ -341,16 +368,31 @@ def has_explicit_sharding(eqn: Eqn) -> bool:
     )
 
 
+def argument_names(jaxpr: Jaxpr) -> list[str]:
+    """Returns what a jaxpr's arguments were in the traced function: ``state['w']``."""
+    return [str(name) for name in open_jaxpr(jaxpr).debug_info.arg_names or ()]
+
+
 def jit_shardings(
     jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], list[Any]]:
     """Returns the shardings that a jitted function was given, for each array in and out.
 
     What was left to the compiler is None.
+
+    Raises:
+        GraphError: it has options for the compiler, which are no part of a program.
     """
-    eqns = [
-        eqn for eqn in jax.make_jaxpr(jitted)(*args, **kwargs).eqns if "out_shardings" in eqn.params
-    ]
+    try:
+        outer = jax.make_jaxpr(jitted)(*args, **kwargs)
+    except ValueError as error:
+        if "`compiler_options`" not in str(error):
+            raise
+        raise errors.GraphError(
+            "the function is under jax.jit with compiler_options, which have no place in a file; "
+            "leave them out here, and give them to jax.jit(run[name], compiler_options=...) later"
+        ) from None
+    eqns = [eqn for eqn in outer.eqns if "out_shardings" in eqn.params]
     if len(eqns) != 1:  # it was inlined, and had none
         return [], []
     params = eqns[0].params
@@ -398,6 +440,14 @@ def eqn_as_function(jaxpr: Jaxpr, eqn: Eqn) -> tuple[Callable[..., Any], list[An
 def _close(jaxpr: Jaxpr) -> Jaxpr:
     closed = getattr(jax_core, "ClosedJaxpr", None)
     return closed(jaxpr, []) if closed is not None and not hasattr(jaxpr, "with_consts") else jaxpr
+
+
+def with_constants(jaxpr: Jaxpr, constants: Sequence[Any]) -> Jaxpr:
+    """Returns a closed jaxpr; primitives keep some open ones with their constants beside them."""
+    if hasattr(jaxpr, "with_consts") or hasattr(jaxpr, "jaxpr"):
+        return jaxpr
+    closed: Any = jax_core.ClosedJaxpr
+    return closed(jaxpr, list(constants))
 
 
 def with_operands(

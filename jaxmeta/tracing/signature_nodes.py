@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -16,7 +16,7 @@ from jaxmeta.graphs import graph, nodes
 from jaxmeta.graphs.graph import Signature, Tensor, Variable
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition
-from jaxmeta.tracing import dimensions, discharging, jaxprs, trace
+from jaxmeta.tracing import dimensions, discharging, jaxprs, static_arguments, trace
 
 TRAIN_OP: Final = "train_op"
 SIGNATURE_ATTR: Final = "_jax_signature"  # on the node that calls it: its name
@@ -32,15 +32,13 @@ class SignatureNodes:
         self,
         target: graph.GraphBuilder,
         name: str,
-        fn: Callable[..., Any],
-        flat: Sequence[tuple[Any, Any]],
+        flat: Sequence[tuple[str, Any]],
         carries: Sequence[str] = (),
     ) -> None:
         self._graph = target
         self._name = name
         self._flat = flat
         self._carries = carries
-        self._leaf_names = _argument_names(fn, [path for path, _ in flat])
         self._tensors: list[str] = []
         self.call_name = name
 
@@ -52,12 +50,12 @@ class SignatureNodes:
         tracing = trace.Tracing.into(target, self._carries)
         specs = [_edge_spec(value) for value in constants]
         function = trace.lower_function(
-            tracing, jaxpr, self._name, self._leaf_names, constants=specs
+            tracing, jaxpr, self._name, [leaf for leaf, _ in self._flat], constants=specs
         )
         tracing.commit(self._name)
         # Only now, so that a trace that fails leaves the graph as it was.
         constant_edges = [self._constant_edge(value) for value in constants]
-        inputs = [self._input_edge(name, leaf) for name, (_, leaf) in self._named_leaves()]
+        inputs = [self._input_edge(name, leaf) for name, leaf in self._flat]
         signature = target.functions[function].signature
         outputs = target.add_node(
             "PartitionedCall",
@@ -72,21 +70,17 @@ class SignatureNodes:
         self.call_name = target.last_node_name
         return outputs
 
-    def _named_leaves(self) -> Iterator[tuple[str, tuple[Any, Any]]]:
-        return iter(zip(self._leaf_names, self._flat, strict=True))
-
     def _constant_edge(self, value: Any) -> Edge:
         """Returns the edge of an array that the function closed over."""
         target = self._graph
         impl, _ = specs.physical(value)
         if not impl and np.asarray(value).nbytes <= _LARGEST_CONSTANT_BYTES:
             array = np.asarray(value)
-            (edge,) = target.add_node(
-                "Const",
-                [],
-                {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True},
-                f"{self._name}/Const",
-            )
+            attrs = {"dtype": array.dtype, "value": array, _definition.CAPTURED_ATTR: True}
+            sharding = shardings.of_array(value)
+            if sharding is not None:
+                attrs.update(shardings.sharding_to_attrs(sharding))
+            (edge,) = target.add_node("Const", [], attrs, f"{self._name}/Const")
             edge.shape = array.shape
             return edge
         for known, array in target.captured.items():
@@ -187,10 +181,10 @@ class SignatureNodes:
         target = self._graph
         assignments: list[str] = []
         for result_index, argument_index in updates.items():
-            targets = list(trees.leaves(argument_tree(arguments, argument_index)))
-            sources = list(trees.leaves(result_subtree(results, result_index)))
-            _check_update(self._name, targets, sources, target)
-            for variable, source in zip(targets, sources, strict=True):
+            updated = argument_tree(arguments, argument_index)
+            result = result_subtree(results, result_index)
+            _check_update(self._name, updated, result, results, target)
+            for variable, source in zip(trees.leaves(updated), trees.leaves(result), strict=True):
                 handle = Edge(variable.name, dtypes.RESOURCE)
                 node, index = source.name.split(":")
                 ref = node if index == "0" else source.name
@@ -245,14 +239,21 @@ def result_subtree(results: trees.Tree, index: int) -> trees.Tree:
 
 def _check_update(
     name: str,
-    targets: Sequence[trees.Leaf],
-    sources: Sequence[trees.Leaf],
+    argument: trees.Tree,
+    result: trees.Tree,
+    results: trees.Tree,
     target: graph.GraphBuilder,
 ) -> None:
-    bad = []
-    if len(targets) != len(sources):
-        bad.append(f"the argument has {len(targets)} arrays, the result {len(sources)}")
-    for leaf, source in zip(targets, sources, strict=False):
+    """Raises GraphError where a result is no new value of an argument."""
+    paths = trees.leaf_paths(argument)
+    bad = tree_keys.differing_paths(
+        paths, trees.leaf_paths(result), "not in the result", "only in the result"
+    )
+    advice = "The result must have the argument's structure, shapes and dtypes."
+    if bad and result is not results and trees.leaf_paths(results) == paths:
+        advice += " All results together have: return (state,), for a tuple counts as several."
+    pairs = [] if bad else zip(trees.leaves(argument), trees.leaves(result), strict=True)
+    for leaf, source in pairs:
         if leaf.name not in target.variable_names:
             bad.append(f"{leaf.name} is not a variable")
         elif (leaf.shape, leaf.number) != (source.shape, source.number):
@@ -260,17 +261,20 @@ def _check_update(
             now = f"{dtypes.dtype_name(source.number)}{list(source.shape)}"
             bad.append(f"{leaf.name} is {was}, its new value {now}")
     if bad:
-        raise errors.GraphError(
-            errors.list_offenders(
-                f"signature {name!r}: results cannot be assigned back:",
-                bad,
-                "The result must have the argument's structure, shapes and dtypes.",
-            )
-        )
+        headline = f"signature {name!r}: results cannot be assigned back:"
+        raise errors.GraphError(errors.list_offenders(headline, bad, advice))
 
 
-def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
-    """Returns a name for each leaf of (args, kwargs): the parameter's, then its path."""
+def name_leaves(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    static: static_arguments.StaticArguments,
+) -> list[str]:
+    """Returns a name for each leaf of a function's arguments: the parameter's, then its path."""
+    held = [None if i in static.positional else arg for i, arg in enumerate(args)]
+    named = {name: arg for name, arg in kwargs.items() if name not in static.named}
+    flat, _ = jax.tree_util.tree_flatten_with_path((held, named), is_leaf=is_handle)
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):
@@ -278,7 +282,7 @@ def _argument_names(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     plain = [p.name for p in parameters if p.kind in positional]
     names = []
-    for which, first, *rest in paths:
+    for (which, first, *rest), _ in flat:
         if which.idx == 1:
             root = str(first.key)
         else:

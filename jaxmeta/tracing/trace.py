@@ -8,24 +8,20 @@ name and parameters, so that reading takes the primitive itself back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, values
-from jaxmeta._proto import graph_pb2
-from jaxmeta.graphs import graph, nodes
+from jaxmeta import dtypes, errors, naming, shardings, values
+from jaxmeta.graphs import nodes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
-from jaxmeta.tracing import dimension_nodes, dimensions, jaxprs
+from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs
+from jaxmeta.tracing.staged_functions import Tracing as Tracing
 
-_ADVICE: Final = (
-    "Replace them in the traced function; the primitives that have a node form are listed in "
-    "docs/ops.md."
-)
 # XLA sees through the sizes that a loop or branch is given, as it does through those of a call.
 _PROPAGATE_CONSTANTS_ATTR: Final = "_xla_propagate_compile_time_consts"
 _NO_TYPE: Final = 0  # TensorFlow's DT_INVALID: of what an eqn without a node form returns
@@ -35,74 +31,6 @@ _MAX_FUNCTION_DEPTH: Final = 200
 
 class _NoNodeFormError(Exception):
     """An eqn cannot be expressed; carries the reason."""
-
-
-@dataclasses.dataclass(slots=True)
-class Tracing:
-    """What one trace shares between the bodies it fills.
-
-    Functions are staged here and reach the graph only when the whole trace succeeded.
-    """
-
-    target: graph.GraphBuilder
-    library: dict[str, graph_pb2.FunctionDef]
-    staged: list[graph_pb2.FunctionDef] = dataclasses.field(default_factory=list)
-    names_by_jaxpr: dict[tuple[int, bool, bool], str] = dataclasses.field(default_factory=dict)
-    names_by_key: dict[Any, str] = dataclasses.field(default_factory=dict)
-    kept_alive: list[Any] = dataclasses.field(default_factory=list)
-    offenders: dict[str, None] = dataclasses.field(default_factory=dict)
-    active_rules: dict[Any, list[str]] = dataclasses.field(default_factory=dict)
-    depth: int = 0
-    dimensions: tuple[str, ...] = ()
-    """The symbolic dimensions of the entry point."""
-    sized: set[str] = dataclasses.field(default_factory=set)
-    """The functions that take the sizes of all of them."""
-    is_symbolic_by_jaxpr: dict[int, bool] = dataclasses.field(default_factory=dict)
-    carries: tuple[str, ...] = ()
-
-    @classmethod
-    def into(cls, target: graph.GraphBuilder, carries: Sequence[str] = ()) -> Tracing:
-        """Returns a new trace whose functions will be added to a graph.
-
-        Args:
-            target: the graph.
-            carries: for which platforms an eqn without a node form is carried as a module.
-        """
-        return cls(target, dict(target.functions), carries=tuple(carries))
-
-    def stage(self, function: graph_pb2.FunctionDef) -> None:
-        """Makes a function known to the bodies of this trace."""
-        self.library[function.signature.name] = function
-        self.staged.append(function)
-
-    def is_symbolic(self, jaxpr: jaxprs.Jaxpr) -> bool:
-        """Returns whether a jaxpr has symbolic dimensions."""
-        if not self.dimensions:
-            return False
-        known = self.is_symbolic_by_jaxpr.get(id(jaxpr))
-        if known is None:
-            known = self.is_symbolic_by_jaxpr[id(jaxpr)] = jaxprs.is_symbolic(jaxpr)
-            self.kept_alive.append(jaxpr)
-        return known
-
-    def commit(self, what: str) -> None:
-        """Adds the staged functions to the graph.
-
-        Raises:
-            UnsupportedPrimitiveError: some eqns have no node form; all of them are listed.
-        """
-        if self.offenders:
-            count = len(self.offenders)
-            raise errors.UnsupportedPrimitiveError(
-                errors.list_offenders(
-                    f"cannot trace '{what}': {count} use{'s' if count > 1 else ''} of primitives "
-                    f"without a node form",
-                    self.offenders,
-                    _ADVICE,
-                )
-            )
-        for function in self.staged:
-            self.target.add_function(function)
 
 
 def lower_function(
@@ -145,6 +73,7 @@ def lower_function(
     opened = jaxprs.open_jaxpr(jaxpr)
     sizes: list[Edge] = []
     if is_entry:
+        _check_entry(tracing, opened)
         shapes = [jaxprs.physical_aval(var.aval).shape for var in opened.invars]
         tracing.dimensions = dimensions.names_of(size for shape in shapes for size in shape)
     elif tracing.is_symbolic(jaxpr) if takes_sizes is None else takes_sizes:
@@ -177,6 +106,21 @@ def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
     return any(jaxprs.is_weak(var.aval) for var in eqn.outvars) or any(jaxprs.subjaxprs(eqn))
 
 
+def _has_scales(eqn: jaxprs.Eqn) -> bool:
+    return any(
+        dtypes.is_scale(getattr(atom.aval, "dtype", None)) for atom in (*eqn.invars, *eqn.outvars)
+    )
+
+
+def _check_entry(tracing: Tracing, jaxpr: jaxprs.Jaxpr) -> None:
+    """Notes what a function cannot take or return, though it may be inside of it."""
+    for kind, atoms in (("argument", jaxpr.invars), ("result", jaxpr.outvars)):
+        for index, atom in enumerate(atoms):
+            if jaxprs.is_token(atom.aval) or dtypes.is_scale(atom.aval.dtype):
+                offender = f"{kind} {index} is a {atom.aval}, which TensorFlow has not"
+                tracing.offenders[offender] = None
+
+
 def _number(aval: Any) -> int:
     """Returns the DataType number of an aval; that of no type for tokens and the like."""
     try:
@@ -194,6 +138,7 @@ class Lowerer:
         self._constants: dict[Any, Edge] = {}
         self._sizes = dimension_nodes.DimensionNodes(container, self.constant)
         self._scope = ""
+        self._context: dict[str, Any] = {}
         self.eqn: jaxprs.Eqn = None
         self.jaxpr: jaxprs.Jaxpr = None
 
@@ -242,6 +187,7 @@ class Lowerer:
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
+            self._context = shardings.context_to_attrs(jaxprs.context_mesh(eqn), self._tracing.mesh)
             keeps_weak = _depends_on_weakness(eqn)
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
@@ -257,6 +203,10 @@ class Lowerer:
             if lowering is None:
                 reason = _not_lowered.NOT_LOWERED.get(eqn.primitive.name, "it has no node form")
                 raise _NoNodeFormError(reason)
+            if eqn.primitive.name not in _not_lowered.TAKES_SCALES and _has_scales(eqn):
+                raise _NoNodeFormError(_not_lowered.NO_SCALES)
+            if any(map(jaxprs.is_reference, (*eqn.invars, *eqn.outvars))):
+                raise _NoNodeFormError(_not_lowered.MUTABLE)
             try:
                 if jaxprs.has_explicit_sharding(eqn):
                     outputs = sharding_ops.lower_explicit(self, inputs)
@@ -314,7 +264,7 @@ class Lowerer:
             attrs[dimension_nodes.DIMENSIONS_ATTR] = names
         base = name or op
         full_name = f"{self._scope}/{base}" if self._scope else base
-        return self._container.add_node(op, inputs, attrs, full_name)
+        return self._container.add_node(op, inputs, {**attrs, **self._context}, full_name)
 
     def constant(self, value: Any, dtype: Any = None, *, is_weak: bool = False) -> Edge:
         """See `LoweringContext`."""
@@ -438,10 +388,42 @@ class Lowerer:
         tracing.active_rules[key] = reserved
         try:
             for jaxpr, name in zip(trace_rules(), reserved, strict=True):
-                lower_function(tracing, jaxpr, name, reserved_name=name)
+                plain = discharging.without_refs(jaxpr)
+                lower_function(tracing, plain, name, reserved_name=name)
         finally:
             del tracing.active_rules[key]
         return [values.FunctionRef(name) for name in reserved]
+
+    def separate_functions(
+        self, key: tuple[str, Any], jaxprs: Mapping[str, jaxprs.Jaxpr], *, most_nested: int
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """See `LoweringContext`."""
+        tracing = self._tracing
+        if key in tracing.active_rules:
+            return dict(zip(jaxprs, tracing.active_rules[key], strict=True)), {}
+        nested = sum(isinstance(k, tuple) and k[1:] == key[1:] for k in tracing.active_rules)
+        if nested >= most_nested:
+            return {}, dict.fromkeys(jaxprs, f"it is more than {most_nested} deep in itself")
+        reserved = [tracing.target.unique_function_name(name) for name in jaxprs]
+        tracing.active_rules[key] = reserved
+        made: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        try:
+            for (name, jaxpr), final_name in zip(jaxprs.items(), reserved, strict=True):
+                own = tracing.apart()
+                try:
+                    plain = discharging.without_refs(jaxpr)
+                    lower_function(own, plain, final_name, reserved_name=final_name)
+                except errors.JaxmetaError as error:
+                    own.offenders[str(error)] = None
+                if own.offenders:
+                    refused[name] = "; ".join(own.offenders)
+                else:
+                    tracing.join(own)
+                    made[name] = values.FunctionRef(final_name)
+        finally:
+            del tracing.active_rules[key]
+        return made, refused
 
     def unsupported(self, reason: str) -> Exception:
         """See `LoweringContext`."""

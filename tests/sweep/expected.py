@@ -62,19 +62,8 @@ _NOT_CALLED_BY_REASON = {
 }
 NOT_CALLED = {name: reason for reason, names in _NOT_CALLED_BY_REASON.items() for name in names}
 
-_SCHUR = frozenset({"schur"})
-REFUSED = {
-    "jax.lax.after_all": frozenset({"after_all", "create_token"}),
-    "jax.lax.linalg.schur": _SCHUR,
-    "jax.lax.scaled_dot": frozenset({"convert_element_type", "scaled_dot"}),
-    "jax.scipy.linalg.funm": _SCHUR,
-    "jax.scipy.linalg.schur": _SCHUR,
-    "jax.scipy.linalg.solve_sylvester": _SCHUR,
-    "jax.scipy.linalg.sqrtm": _SCHUR,
-}
+REFUSED: dict[str, frozenset[str]] = {}
 """Function to the primitives without a node form that its calls hold."""
 
 # Not in each supported JAX.
 NOT_EVERYWHERE = frozenset({"jax.lax.precv", "jax.lax.psend", "jax.lax.psum_scatter_start"})
-
-MOST_REFUSED = 0.01
