@@ -16,6 +16,7 @@ _SCRIPTS = (
     "resume",
     "step_time",
     "checkpoint",
+    "loops",
     "memory",
     "importing",
     "zoo",

@@ -44,7 +44,12 @@ class Compiled:
 
 
 def compile_body(
-    body: Body, known: Mapping[str, Any], given: Sequence[Any], *, donates: bool = True
+    body: Body,
+    known: Mapping[str, Any],
+    given: Sequence[Any],
+    *,
+    donates: bool | Callable[[], bool] = True,
+    guesses: dict[str, int] | None = None,
 ) -> Compiled:
     """Returns a body under jit.
 
@@ -52,7 +57,9 @@ def compile_body(
         body: what to compile.
         known: the variables' values.
         given: what the body will be given, or its like.
-        donates: whether the arrays of variables that it writes may be reused.
+        donates: whether the arrays of variables that it writes may be reused; may be asked once
+            the body has been traced.
+        guesses: see `plans.State`.
 
     Raises:
         GraphError: a variable that it reads has no value.
@@ -60,7 +67,7 @@ def compile_body(
     traced: list[plans.State] = []
 
     def run_named(held: Mapping[str, Any], values: Sequence[Any]) -> Any:
-        state = plans.State(held)
+        state = plans.State(held, guesses)
         with pausing.paused_gc():
             results = body(values, state)
         traced.append(state)
@@ -82,7 +89,8 @@ def compile_body(
         traced.clear()
         return results, [new[name] for name in updated]
 
-    compiled = jax.jit(run, donate_argnums=0 if donates else ())
+    reuses = donates() if callable(donates) else donates
+    compiled = jax.jit(run, donate_argnums=0 if reuses else ())
     return Compiled(
         compiled, written, read, updated, asked, frozenset(name for name in asked if name in known)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import jax
 
@@ -19,13 +19,7 @@ from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.segments import HostState
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops._dataflow_values import DEAD
-
-_ENTER: Final = frozenset({"Enter", "RefEnter"})
-_EXIT: Final = frozenset({"Exit", "RefExit"})
-_MERGE: Final = frozenset({"Merge", "RefMerge"})
-_SWITCH: Final = frozenset({"Switch", "RefSwitch"})
-_TRIGGER: Final = "ControlTrigger"  # which is never dead
-_NEXT: Final = executor.NEXT_ITERATION
+from jaxmeta.ops._definition import Flow
 
 
 class _Iteration:
@@ -95,7 +89,7 @@ class DataflowPlan:
         self._waiting: list[int] = []
         self._users: dict[int, list[int]] = collections.defaultdict(list)
         self._followers: dict[int, list[int]] = collections.defaultdict(list)
-        backs = {p for step in self._steps if step[5].op in _NEXT for p in _outputs(step)}
+        backs = {p for step in self._steps if step[4].flow is Flow.NEXT for p in _outputs(step)}
         self._inputs_of_merge: dict[int, int] = {}
         for index, step in enumerate(self._steps):
             data = [place for place in step[1] if place in produced]
@@ -104,7 +98,7 @@ class DataflowPlan:
                 self._users[place].append(index)
             for earlier in before:
                 self._followers[earlier].append(index)
-            if step[5].op in _MERGE:
+            if step[4].flow is Flow.MERGE:
                 self._inputs_of_merge[index] = len([p for p in data if p not in backs])
                 self._waiting.append(len(before) + 1)
             else:
@@ -162,15 +156,15 @@ class _Run:
 
     def _run_step(self, iteration: _Iteration, index: int) -> None:
         step = self._plan._steps[index]
-        op, outputs = step[5].op, _outputs(step)
-        if op in _MERGE:
+        flow, outputs = step[4].flow, _outputs(step)
+        if flow is Flow.MERGE:
             inputs = [iteration.values.get(place, self._initial[place]) for place in step[1]]
             is_dead = all(value is DEAD or value is None for value in inputs)
         else:
-            is_dead = iteration.dead[index] > 0 and op != _TRIGGER
+            is_dead = iteration.dead[index] > 0 and flow is not Flow.TRIGGER
         if is_dead:
             results = [DEAD] * len(outputs)
-            if op in _SWITCH:
+            if flow is Flow.SWITCH:
                 iteration.not_entered.update(outputs)
         else:
             results = self._compute(iteration, step, outputs)
@@ -180,7 +174,7 @@ class _Run:
         self, iteration: _Iteration, step: plans.Step, outputs: Sequence[int]
     ) -> list[Any]:
         own = iteration.values
-        if step[5].op in _MERGE:  # inputs that have not come yet are none
+        if step[4].flow is Flow.MERGE:  # inputs that have not come yet are none
             own = {place: own.get(place, DEAD) for place in step[1] if self._initial[place] is None}
         env: Any = _Values(self._initial, own)
         plans.run_steps([step], env, self._state)  # type: ignore[arg-type]
@@ -189,18 +183,18 @@ class _Run:
     def _pass_on(self, iteration: _Iteration, index: int, results: Sequence[Any]) -> None:
         """Delivers what a step gave to where its op says."""
         step = self._plan._steps[index]
-        node, is_dead = step[5], bool(results) and all(value is DEAD for value in results)
-        if node.op not in _MERGE and node.op != _TRIGGER:
+        flow, is_dead = step[4].flow, bool(results) and all(value is DEAD for value in results)
+        if flow not in (Flow.MERGE, Flow.TRIGGER):
             is_dead = is_dead or iteration.dead[index] > 0
-        if node.op in _ENTER:
+        if flow is Flow.ENTER:
             self._enter(iteration, index, results[0])
             return
-        if node.op in _EXIT:
+        if flow is Flow.EXIT:
             if is_dead and step[1][0] not in iteration.not_entered:
                 return
             assert iteration.frame is not None
             iteration = iteration.frame.parent
-        elif node.op in _NEXT:
+        elif flow is Flow.NEXT:
             if is_dead:
                 return
             iteration = self._next(iteration)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, naming, op_defs, shardings
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import host_steps, ordering
+from jaxmeta.execution import frames, host_steps, ordering
 from jaxmeta.execution.planning import Planner, UnknownInput
 from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
@@ -208,7 +208,7 @@ class Library:
         self._on_host[name] = found
         return found
 
-    def needs_values(self, name: str) -> bool:
+    def may_need_values(self, name: str) -> bool:
         """Returns whether a function, or one that it calls, has an op that cannot be traced."""
         known = self._with_values.get(name)
         if known is not None:
@@ -223,10 +223,10 @@ class Library:
     def _node_needs_values(self, node: graph_pb2.NodeDef) -> bool:
         kernel = _definition.KERNELS.get(node.op)
         if kernel is None:
-            return self.needs_values(node.op)
-        if kernel.needs_values or not kernel.takes_functions:
-            return kernel.needs_values
-        return any(map(self.needs_values, _functions_in_attrs(node)))
+            return self.may_need_values(node.op)
+        if kernel.may_need_values or not kernel.takes_functions:
+            return kernel.may_need_values
+        return any(map(self.may_need_values, _functions_in_attrs(node)))
 
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
@@ -315,8 +315,15 @@ def _plan_in_order(
     planner.sizes.update(arguments[: len(sizes.dimensions_taken(function))])
     planner.may_be_known(arguments)
     refs = _function_refs(library)
+    backs = {
+        ref: planner.add_place(ref)
+        for node in function.node_def
+        if node.op in NEXT_ITERATION
+        for ref in refs(node)
+    }
     for node in nodes:
         planner.add_node(node, refs)
+    planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
     try:
         results = [
             planner.places[function.ret[argument.name]]
@@ -326,6 +333,13 @@ def _plan_in_order(
         raise errors.GraphError(
             f"function {function.signature.name!r}: unknown result {error}"
         ) from None
+    if any(map(_has_flow, function.node_def)):
+        try:
+            results = planner.functionalize(function.node_def, results)
+        except frames.UnstructuredError as error:
+            raise errors.UnsupportedOpError(
+                f"function {function.signature.name!r} cannot be compiled: {error}"
+            ) from None
     return planner.finish(arguments, results)
 
 
@@ -335,6 +349,7 @@ def plan_graph(
     feeds: Sequence[str],
     fetches: Sequence[str],
     targets: Sequence[str] = (),
+    op_by_op: str = "",
 ) -> Plan:
     """Returns the plan that computes tensors of a graph from others.
 
@@ -344,44 +359,100 @@ def plan_graph(
         feeds: names of the tensors that are given, in the order of the plan's arguments.
         fetches: names of the tensors that are wanted, in the order of its results.
         targets: names of nodes that must run too.
+        op_by_op: why loops and branches of TensorFlow 1 shall run op by op; compiled where empty
+            and where they can be.
 
     Raises:
         GraphError: a name is unknown, or the nodes form a cycle.
         UnsupportedOpError: some of the ops have no kernel.
     """
-    planner = Planner(library)
     fed = {_canonical(name) for name in feeds}
-    arguments = [planner.add_place(_canonical(name)) for name in feeds]
     wanted = [
         naming.parse_tensor_name(name).node for name in fetches if _canonical(name) not in fed
     ]
     fully_fed = frozenset(
         name.split(":", 1)[0] for name in fed if _is_fully_fed(nodes, library, name, fed)
     )
-    refs = _graph_refs(library)
-    ordered = ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed, fed=fed)
-    is_dataflow = any(_is_dataflow(node) for node in ordered)
-    backs = {
-        f"{node.name}:0": planner.add_place(f"{node.name}:0")
-        for node in ordered
-        if node.op in NEXT_ITERATION
-    }
-    for node in ordered:
-        if node.name in fully_fed:
-            continue
-        kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}
-        planner.add_node(node, refs)
-        planner.places.update(kept)
-        if is_dataflow and node.op == "Const" and node.input:
-            planner.add_constant_step(node, f"{node.name}:0")
-    planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
-    results = [planner.places[_canonical(name)] for name in fetches]
-    return planner.finish(arguments, results)
+    ordered = [
+        node
+        for node in ordering.sort_nodes(nodes, [*wanted, *targets], fully_fed, fed=fed)
+        if node.name not in fully_fed
+    ]
+    making = _GraphPlan(library, ordered, feeds, fetches)
+    if not any(map(_has_flow, ordered)):
+        return making.plan()
+    refusal = op_by_op
+    if not refusal:
+        try:
+            return making.compiled_plan()
+        except frames.UnstructuredError as error:
+            refusal = str(error)
+    return making.dataflow_plan(refusal)
 
 
-def _is_dataflow(node: graph_pb2.NodeDef) -> bool:
+class _GraphPlan:
+    """What a plan of a graph is made of."""
+
+    def __init__(
+        self,
+        library: Library,
+        ordered: Sequence[graph_pb2.NodeDef],
+        feeds: Sequence[str],
+        fetches: Sequence[str],
+    ) -> None:
+        self._library, self._ordered = library, ordered
+        self._feeds, self._fetches = feeds, fetches
+
+    def plan(self) -> Plan:
+        """Returns the plan of a graph without control flow of TensorFlow 1."""
+        planner, arguments, results = self._planned(is_dataflow=False)
+        plan = planner.finish(arguments, results)
+        if plan.is_host and plan.may_need_values:  # perhaps only for assertions
+            planner, arguments, results = self._planned(is_dataflow=False, is_compiled=True)
+            traced = planner.finish(arguments, results)
+            return plan if traced.is_host else traced
+        return plan
+
+    def dataflow_plan(self, refusal: str) -> Plan:
+        """Returns a plan that can only run op by op, and says why."""
+        planner, arguments, results = self._planned(is_dataflow=True)
+        return planner.finish(arguments, results, refusal=refusal)
+
+    def compiled_plan(self) -> Plan:
+        """Returns a plan with steps for whole loops and branches.
+
+        Raises:
+            GraphError: TensorFlow could not run the nodes.
+            UnstructuredError: they cannot be compiled; says why.
+        """
+        planner, arguments, results = self._planned(is_dataflow=False, is_compiled=True)
+        return planner.finish(arguments, planner.functionalize(self._ordered, results))
+
+    def _planned(
+        self, *, is_dataflow: bool, is_compiled: bool = False
+    ) -> tuple[Planner, list[int], list[int]]:
+        planner = Planner(self._library, is_compiled=is_compiled)
+        fed = {_canonical(name) for name in self._feeds}
+        arguments = [planner.add_place(_canonical(name)) for name in self._feeds]
+        refs = _graph_refs(self._library)
+        backs = {
+            f"{node.name}:0": planner.add_place(f"{node.name}:0")
+            for node in self._ordered
+            if node.op in NEXT_ITERATION
+        }
+        for node in self._ordered:
+            kept = {ref: planner.places[ref] for ref in refs(node) if ref in fed}
+            planner.add_node(node, refs)
+            planner.places.update(kept)
+            if is_dataflow and node.op == "Const" and node.input:
+                planner.add_constant_step(node, f"{node.name}:0")
+        planner.move_inputs({old: planner.places[ref] for ref, old in backs.items()})
+        return planner, arguments, [planner.places[_canonical(name)] for name in self._fetches]
+
+
+def _has_flow(node: graph_pb2.NodeDef) -> bool:
     kernel = _definition.KERNELS.get(node.op)
-    return kernel is not None and kernel.is_dataflow
+    return kernel is not None and kernel.flow in _definition.CONTROL_FLOW
 
 
 def _canonical(name: str) -> str:

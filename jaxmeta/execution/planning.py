@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs, shardings, values
 from jaxmeta._proto import graph_pb2
+from jaxmeta.execution import frames, functionalizing
 from jaxmeta.execution.plans import Plan, State, Step
 from jaxmeta.ops import _definition
 from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
@@ -39,7 +40,7 @@ class FunctionLibrary(Protocol):
     def definition(self, name: str) -> graph_pb2.FunctionDef | None:
         """Returns the FunctionDef of a name, or None."""
 
-    def needs_values(self, name: str) -> bool:
+    def may_need_values(self, name: str) -> bool:
         """Returns whether a function cannot be traced."""
 
     def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
@@ -53,8 +54,10 @@ class UnknownInput(errors.GraphError):
 class Planner:
     """Makes the steps of one plan; holds the places of the tensors met so far."""
 
-    def __init__(self, library: FunctionLibrary) -> None:
+    def __init__(self, library: FunctionLibrary, *, is_compiled: bool = False) -> None:
         self._library = library
+        self._is_compiled = is_compiled  # whether its loops and branches shall be
+        self._strings: set[int] = set()
         self.places: dict[str, int] = {}
         self.env: list[Any] = []
         self.steps: list[Step] = []
@@ -64,8 +67,9 @@ class Planner:
         self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
         self.at_need: set[int] = set()  # those of them that are folded only for shapes
         self.references: set[int] = set()
+        self._constant_places: dict[str, int] = {}
         self.is_host = False
-        self.needs_values = False
+        self.may_need_values = False
 
     def add_place(self, name: str, value: Any = None) -> int:
         """Returns a new place for a tensor, filled with a value that is known already."""
@@ -127,12 +131,16 @@ class Planner:
         elif op in host_kernels and all(place in self.foldable for place in inputs):
             is_needed = at_need or not self.at_need.isdisjoint(inputs)
             self._may_fold(range(len(env), len(env) + len(refs)), is_needed)
-        if kernel.is_host or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING):
+        if (
+            kernel.is_host
+            or (op not in _definition.TRACED_KERNELS and self._takes_string(inputs))
+            or (kernel.makes_variable and node.attr["dtype"].type == dtypes.STRING)
+        ):
             self.is_host = True
-        if kernel.needs_values:
-            self.needs_values = True
+        if kernel.may_need_values:
+            self.may_need_values = True
         if kernel.has_references or self.references:
-            kernel, run = self._dereference(node, kernel, run, inputs, len(env))
+            kernel, run = self._dereference(node, kernel, run, inputs)
         if len(refs) == 1:
             output = places[refs[0]] = len(env)
             env.append(None)
@@ -148,30 +156,34 @@ class Planner:
             if at_need:
                 self.at_need.add(place)
 
+    def _takes_string(self, inputs: Sequence[int]) -> bool:
+        return bool(self._strings) and not self._strings.isdisjoint(inputs)
+
     def _dereference(
         self,
         node: graph_pb2.NodeDef,
         kernel: _definition.Kernel,
         run: Callable[..., Any],
-        inputs: Sequence[int],
-        first_output: int,
+        inputs: list[int],
     ) -> tuple[_definition.Kernel, Callable[..., Any]]:
         """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
 
         An op that takes references gets them as they are.
         """
-        taken: list[int] = []
-        if kernel.has_references:
-            op_def = op_defs.get_op_def(node.op)
-            taken = op_defs.input_dtypes(op_def, node)
-            for index, number in enumerate(op_defs.output_dtypes(op_def, node)):
-                if dtypes.is_reference(number):
-                    self.references.add(first_output + index)
+        op_def = op_defs.get_op_def(node.op) if kernel.has_references else None
+        taken = op_defs.input_dtypes(op_def, node) if op_def is not None else []
         read = [
             index
             for index, place in enumerate(inputs)
             if place in self.references and not (taken and dtypes.is_reference(taken[index]))
         ]
+        if read and kernel.flow in _definition.CONTROL_FLOW:
+            for index in read:
+                inputs[index] = self._add_read(node, index, inputs[index])
+            read = []
+        for index, number in enumerate(op_defs.output_dtypes(op_def, node) if op_def else ()):
+            if dtypes.is_reference(number):
+                self.references.add(len(self.env) + index)
         if not read:
             return kernel, run
         is_stateful = kernel.is_stateful
@@ -184,6 +196,15 @@ class Planner:
 
         return dataclasses.replace(kernel, is_stateful=True), run_on_values
 
+    def _add_read(self, node: graph_pb2.NodeDef, index: int, place: int) -> int:
+        """Adds the step that reads a variable for an op that only passes the value on."""
+        controls = [ref for ref in node.input if ref[0] == "^"]
+        read = graph_pb2.NodeDef(name=f"{node.name}/read_{index}", op="Identity", input=controls)
+        made = len(self.env)
+        self.env.append(None)
+        self.steps.append((_read_reference, [place], made, (), _CALL_KERNEL, read))
+        return made
+
     def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
         attr = node.attr
         value = values.tensor_from_proto(attr["value"].tensor)
@@ -191,15 +212,16 @@ class Planner:
             recorded = shardings.sharding_from_attrs(attr)
             sharding = self._library.placement.sharding(recorded)
             array = jnp.asarray(value) if sharding is None else jax.device_put(value, sharding)
-            self.add_place(name, array)
+            self._constant_places[node.name] = self.add_place(name, array)
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
             self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
         else:
-            place = self.add_place(name, value)
+            place = self._constant_places[node.name] = self.add_place(name, value)
             if value.dtype == object:
-                self.is_host = True
+                self._strings.add(place)
+                self.is_host = self.is_host or not self._is_compiled
             elif value.size <= _MOST_SIZES and value.dtype.kind in "iufb":
                 self.foldable[place] = _NO_STEP
                 if value.dtype != np.int32:
@@ -234,6 +256,8 @@ class Planner:
         if _definition.PRIMITIVE_ATTR in attr:
             primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
             kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
+        if kernel is None and self._is_compiled:
+            kernel = _definition.TRACED_KERNELS.get(op)
         if kernel is None:
             kernel = _definition.KERNELS.get(op)
         if kernel is not None and op in _definition.STRING_KERNELS and _is_of_strings(attr):
@@ -271,7 +295,7 @@ class Planner:
                 self._keywords(node, kernel),
                 [name.decode() for name in names],
                 frozenset(name.decode() for name in symbolic),
-                sizes.num_inputs_before_operands(node.op),
+                sizes.num_inputs_before_operands(node.op) + kernel.is_stateful,
                 num_outputs,
             )
         return self.with_attrs(node, kernel)
@@ -374,17 +398,53 @@ class Planner:
         return self._function(node.op)
 
     def _function(self, name: str) -> Any:
-        if self._library.needs_values(name):
-            self.needs_values = True
+        if self._library.may_need_values(name):
+            self.may_need_values = True
         return self._library[name]
 
-    def finish(self, arguments: Sequence[int], results: Sequence[int]) -> Plan:
+    def functionalize(
+        self, nodes: Iterable[graph_pb2.NodeDef], results: Sequence[int]
+    ) -> list[int]:
+        """Makes steps of the loops and branches among the nodes; returns the results' places.
+
+        Raises:
+            GraphError: TensorFlow could not run the nodes.
+            UnstructuredError: they cannot be compiled; says why.
+        """
+        self._check()
+        if self.is_host:
+            raise frames.UnstructuredError("there are strings, queues or files among the nodes")
+        self.steps, places = functionalizing.functionalize(
+            nodes, self.steps, self._constant_places, self.env, results
+        )
+        return places
+
+    def finish(self, arguments: Sequence[int], results: Sequence[int], refusal: str = "") -> Plan:
         """Returns the plan.
+
+        Args:
+            arguments: the places of what it is given.
+            results: the places of what it returns.
+            refusal: why it can only run op by op, where it can.
 
         Raises:
             UnsupportedOpError: some ops have no kernel; all of them are listed.
             FeedError: some placeholders are not fed; all of them are listed.
         """
+        self._check()
+        results = [self._array_place(place) for place in results]
+        return Plan(
+            self.env,
+            arguments,
+            self.steps,
+            results,
+            references=frozenset(self.references.intersection(results)),
+            is_host=self.is_host,
+            may_need_values=self.may_need_values,
+            refusal=refusal,
+        )
+
+    def _check(self) -> None:
         if self.unsupported:
             raise errors.UnsupportedOpError(
                 errors.list_offenders(
@@ -397,16 +457,6 @@ class Planner:
             raise errors.FeedError(
                 errors.list_offenders("these placeholders must be fed a value:", self.unfed)
             )
-        results = [self._array_place(place) for place in results]
-        return Plan(
-            self.env,
-            arguments,
-            self.steps,
-            results,
-            references=frozenset(self.references.intersection(results)),
-            is_host=self.is_host,
-            needs_values=self.needs_values,
-        )
 
     def _array_place(self, place: int) -> int:
         """Returns the place of a result; symbolic sizes become what computations take."""
@@ -476,6 +526,10 @@ def bind_attrs(
 ) -> Callable[..., Any]:
     """Returns a kernel as a function of arrays alone, with the attrs of a node."""
     return Planner(library).with_attrs(node, kernel)
+
+
+def _read_reference(state: State, handle: Any) -> Any:
+    return state.read(handle.name)
 
 
 def _refuse(*_: Any) -> Any:

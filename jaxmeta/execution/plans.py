@@ -15,6 +15,7 @@ from jaxmeta.ops import _definition
 
 # Before the name of a random op, under which the state counts its runs.
 COUNTER_PREFIX: Final = "_runs_of/"
+_FIRST_GUESS: Final = 32
 _NOT_TRACED: Final = (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError)
 _SEQUENCES: Final = (list, tuple)  # what calls of functions return, for one result too
 
@@ -35,13 +36,38 @@ class State:
     Attributes:
         values: variable name to array.
         written: names of the variables that were assigned.
+        cells: what only this run keeps, such as arrays that loops fill; see `ops._cells`.
+        guesses: for loops of unknown length, for how many iterations lists get places; a loop that
+            is not there may be given some where this is not None.
     """
 
-    __slots__ = ("values", "written")
+    __slots__ = ("cells", "guesses", "values", "written")
 
-    def __init__(self, initial: Mapping[str, Any]) -> None:
+    def __init__(self, initial: Mapping[str, Any], guesses: dict[str, int] | None = None) -> None:
         self.values = _Values(initial)
         self.written: dict[str, None] = {}
+        self.cells: dict[Any, Any] = {}
+        self.guesses = guesses
+
+    def fork(self) -> State:
+        """Returns a copy, for a function that may run or not, or many times."""
+        copy = State(self.values, self.guesses)
+        copy.cells.update(self.cells)
+        return copy
+
+    def guess(self, loop: str) -> int | None:
+        """Returns for how many iterations of a loop there shall be places; None if only sure."""
+        if self.guesses is None:
+            return None
+        return self.guesses.setdefault(loop, _FIRST_GUESS)
+
+    def report(self, key: Any, count: Any) -> None:
+        """Keeps the largest of the counts under a key; whoever guessed looks at it."""
+        self.cells[key] = jnp.maximum(self.cells.get(key, 0), count)
+
+    def unique_name(self, name: str) -> str:
+        """Returns the name for what a node makes; a node is traced once at a time."""
+        return name
 
     @property
     def resources(self) -> Any:
@@ -121,7 +147,8 @@ class Plan:
         *,
         references: frozenset[int] = frozenset(),
         is_host: bool = False,
-        needs_values: bool = False,
+        may_need_values: bool = False,
+        refusal: str = "",
     ) -> None:
         """Takes the parts of a plan.
 
@@ -132,7 +159,9 @@ class Plan:
             results: the places of what it returns.
             references: the results that are references to variables.
             is_host: whether some steps work on strings, queues or files, outside jit.
-            needs_values: whether some steps cannot be traced, so that all run op by op.
+            may_need_values: whether some steps can be traced only where enough is known, so that
+                all may have to run op by op.
+            refusal: why the plan can only run op by op, where it can.
         """
         self.initial = initial
         self.arguments = tuple(arguments)
@@ -140,7 +169,8 @@ class Plan:
         self.results = tuple(results)
         self.references = references
         self.is_host = is_host
-        self.needs_values = needs_values
+        self.may_need_values = may_need_values
+        self.refusal = refusal
 
     def with_steps(self, steps: Sequence[Step]) -> Plan:
         """Returns the plan with other steps, for the same places."""
@@ -151,7 +181,7 @@ class Plan:
             self.results,
             references=self.references,
             is_host=self.is_host,
-            needs_values=self.needs_values,
+            may_need_values=self.may_need_values,
         )
 
     def run(self, arguments: Sequence[Any], state: State | None = None) -> list[Any]:
@@ -159,7 +189,12 @@ class Plan:
 
         Raises:
             GraphError: an input that must be known while tracing is not.
+            UnsupportedOpError: the plan can only run op by op, which a session does.
         """
+        if self.refusal:
+            raise errors.UnsupportedOpError(
+                f"what is asked for runs only op by op, in a session: {self.refusal}"
+            )
         env = self.initial.copy()
         for place, value in zip(self.arguments, arguments, strict=True):
             env[place] = value

@@ -7,6 +7,7 @@ and control inputs allow, so that there are few parts.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -32,13 +33,27 @@ class HostState:
         resources: what the session holds on the host.
         waiting: how long they may wait.
         changes: the values that this run assigned; the session gets them when the run ends.
+        cells: what only this run keeps, as in `plans.State`.
     """
 
     def __init__(self, store: VariableStore, resources: Resources, waiting: Waiting) -> None:
         self.resources = resources
         self.waiting = waiting
         self.changes: dict[str, Any] = {}
+        self.cells: dict[Any, Any] = {}
         self._store = store
+        self._names: collections.Counter[str] = collections.Counter()
+
+    def fork(self) -> plans.State:
+        """Returns a copy, for a function that may run or not, or many times."""
+        copy = plans.State({n: v for n, v in self.values.items() if v.dtype != object})
+        copy.cells.update(self.cells)
+        return copy
+
+    def unique_name(self, name: str) -> str:
+        """Returns the name for what a node makes, which in a loop it does again and again."""
+        self._names[name] += 1
+        return f"{name}#{self._names[name]}"
 
     @property
     def values(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
@@ -12,7 +13,15 @@ import jax
 import numpy as np
 
 from jaxmeta import dtypes, errors, naming, program
-from jaxmeta.execution import compiling, dataflow, executor, feed_checks, fetches, plans, segments
+from jaxmeta.execution import (
+    compiling,
+    executor,
+    feed_checks,
+    fetches,
+    plans,
+    segments,
+    speculating,
+)
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
@@ -92,6 +101,7 @@ class Session:
         self._config = config
         self._resources = Resources(allow_files=allow_files)
         self._prepared: dict[Any, _Prepared] = {}
+        self._speculative: dict[tuple[str, ...], speculating.SpeculativePlan] = {}
         self._library = executor.Library(self.graph.functions, gradients=self.graph.gradients)
         self._entered: list[contextlib.ExitStack] = []
         self._is_closed = False
@@ -132,6 +142,14 @@ class Session:
         if node is None or "shared_name" not in node.attr:
             return name
         return node.attr["shared_name"].s.decode() or name
+
+    @property
+    def op_by_op(self) -> dict[tuple[str, ...], str]:
+        """Why runs are not compiled but run op by op, by the names of what they fetched.
+
+        Loops, branches and lists of graphs that TensorFlow wrote are compiled where they can be.
+        """
+        return {names: p.refusal for names, p in self._speculative.items() if p.refusal}
 
     # --- state
 
@@ -334,14 +352,24 @@ class Session:
         feeds = list(prepared.feed_names)
         nodes = inlining.inline_calls(self.graph, [*fetched, *feeds])
         plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
-        if plan.is_host and not plan.needs_values and self._library.has_host_functions:
+        if plan.is_host and not plan.may_need_values and self._library.has_host_functions:
             # So that what else these functions compute is compiled.
             holds = self._library.calls_on_host
             nodes = inlining.inline_calls_that(self.graph, nodes, fetched, holds)
             plan = executor.plan_graph(nodes, self._library, feeds, tensors, operations)
+        make_plan = functools.partial(
+            executor.plan_graph, nodes, self._library, feeds, tensors, operations
+        )
         strings = [i for i, value in enumerate(given) if value.dtype.kind in "OSU"]
-        if plan.is_host or plan.needs_values or strings:
-            return self._host_runner(plan, fetched, strings)
+        if plan.may_need_values:
+            if strings and not plan.refusal:
+                plan = make_plan("strings are fed")
+            speculative = speculating.SpeculativePlan(plan, self._library, make_plan)
+            self._speculative[prepared.names] = speculative
+            return self._host_runner(speculative, fetched, strings)
+        if plan.is_host or strings:
+            segmented = segments.SegmentedPlan(plan, self._library, strings)
+            return self._host_runner(segmented, fetched, strings)
         return self._device_runner(plan, fetched)
 
     def _device_runner(self, plan: plans.Plan, fetched: Sequence[str]) -> _Runner:
@@ -364,21 +392,18 @@ class Session:
         return run
 
     def _host_runner(
-        self, plan: plans.Plan, fetched: Sequence[str], strings: Sequence[int]
+        self,
+        plan: segments.SegmentedPlan | speculating.SpeculativePlan,
+        fetched: Sequence[str],
+        strings: Sequence[int],
     ) -> _Runner:
-        segmented = (
-            dataflow.DataflowPlan(plan, self._library)
-            if plan.needs_values
-            else segments.SegmentedPlan(plan, self._library, strings)
-        )
-
         def run(values: list[Any], options: Any) -> list[Any]:
             for index in strings:
                 values[index] = _as_bytes(values[index])
             limit = getattr(options, "timeout_in_ms", 0)
             limit = limit or getattr(self._config, "operation_timeout_in_ms", 0)
             waiting = self._resources.waiting(limit)
-            results = segmented.run(values, self.values, self._resources, waiting)
+            results = plan.run(values, self.values, self._resources, waiting)
             return _in_places([_plain_string(value) for value in results], fetched)
 
         return run

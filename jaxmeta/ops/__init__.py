@@ -81,6 +81,8 @@ from jaxmeta.ops import strings as strings
 from jaxmeta.ops import summaries as summaries
 from jaxmeta.ops import suppression as suppression
 from jaxmeta.ops import tables as tables
+from jaxmeta.ops import tensor_arrays as tensor_arrays
+from jaxmeta.ops import tensor_lists as tensor_lists
 from jaxmeta.ops import tensorflow_arithmetic as tensorflow_arithmetic
 from jaxmeta.ops import tensorflow_arrays as tensorflow_arrays
 from jaxmeta.ops import tensorflow_random as tensorflow_random

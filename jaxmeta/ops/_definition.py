@@ -19,6 +19,7 @@ kernel (node to public JAX) and its examples.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +156,34 @@ class LoweringContext(Protocol):
         """Returns the exception to raise where this eqn has no node form."""
 
 
+class Flow(enum.Enum):
+    """What an op does in TensorFlow 1's control flow.
+
+    Attributes:
+        PLAIN: nothing: it runs once its inputs are there, and is dead where one is.
+        SWITCH: passes its first input on as the output that its second, a predicate, says.
+        MERGE: passes on which of its inputs is alive, and its index.
+        ENTER: passes its input into the frame of a loop.
+        EXIT: passes its input out of the frame.
+        NEXT: passes its input into the next iteration.
+        CONDITION: says whether there is one.
+        TRIGGER: runs, dead inputs or not.
+        SAME: is plain, and gives what it is given.
+        COMPARISON: is plain, and says whether its two inputs are equal.
+    """
+
+    PLAIN = enum.auto()
+    SWITCH = enum.auto()
+    MERGE = enum.auto()
+    ENTER = enum.auto()
+    EXIT = enum.auto()
+    NEXT = enum.auto()
+    CONDITION = enum.auto()
+    TRIGGER = enum.auto()
+    SAME = enum.auto()
+    COMPARISON = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kernel:
     """How a node runs.
@@ -175,8 +204,9 @@ class Kernel:
         gives_sizes: whether its outputs are sizes of arrays, which are known while tracing.
         has_references: whether the op takes or returns references of TensorFlow 1, which arrive as
             the handles that its variable's node gives, and are returned as these.
-        needs_values: whether it cannot be traced, so that the whole plan runs op by op.
-        is_dataflow: whether what it gives may be dead, as in TensorFlow 1's control flow.
+        may_need_values: whether it can be traced only where enough is known of what it is given;
+            else the whole plan runs op by op.
+        flow: what it does in TensorFlow 1's control flow.
         takes_functions: whether attrs of the op name functions.
         at_need: whether it computes with sizes for other ends too, and is folded only where a
             shape is made of it.
@@ -195,8 +225,8 @@ class Kernel:
     must_be_fed: bool = False
     gives_sizes: bool = False
     has_references: bool = False
-    needs_values: bool = False
-    is_dataflow: bool = False
+    may_need_values: bool = False
+    flow: Flow = Flow.PLAIN
     takes_functions: bool = False
     at_need: bool = False
     makes_shapes: bool = False
@@ -267,6 +297,10 @@ def bools(*shape: int) -> Spec:
     return Spec(shape, np.bool_)
 
 
+CONTROL_FLOW: Final = frozenset(
+    {Flow.SWITCH, Flow.MERGE, Flow.ENTER, Flow.EXIT, Flow.NEXT, Flow.CONDITION}
+)
+"""What an op does that is not plain."""
 LOWERINGS: Final[dict[str, Callable[..., Any]]] = {}
 """Primitive name to lowering."""
 KERNELS: Final[dict[str, Kernel]] = {}
@@ -275,6 +309,9 @@ HOST_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel that computes with sizes, as numpy arrays, while tracing."""
 STRING_KERNELS: Final[dict[str, Kernel]] = {}
 """Op name to the kernel of nodes that are given strings, where another one is for numbers."""
+TRACED_KERNELS: Final[dict[str, Kernel]] = {}
+"""Op name to the kernel in a plan whose loops and branches are compiled, where another works on
+the host."""
 PRIMITIVE_KERNELS: Final[dict[str, Kernel]] = {}
 """Primitive name to the kernel of nodes that carry it as ``_jax_primitive``."""
 REFUSED_OPS: Final[dict[str, str]] = {}
@@ -333,8 +370,8 @@ def kernel(
     traced_where: str = "",
     must_be_fed: bool = False,
     gives_sizes: bool = False,
-    needs_values: bool = False,
-    is_dataflow: bool = False,
+    may_need_values: bool = False,
+    flow: Flow = Flow.PLAIN,
     makes_variable: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Registers a function as the kernel of ops.
@@ -350,8 +387,8 @@ def kernel(
         traced_where: see `Kernel`.
         must_be_fed: see `Kernel`.
         gives_sizes: see `Kernel`.
-        needs_values: see `Kernel`.
-        is_dataflow: see `Kernel`.
+        may_need_values: see `Kernel`.
+        flow: see `Kernel`.
         makes_variable: see `Kernel`.
 
     Raises:
@@ -369,13 +406,18 @@ def kernel(
                 traced_where=traced_where,
                 must_be_fed=must_be_fed,
                 gives_sizes=gives_sizes,
-                needs_values=needs_values,
-                is_dataflow=is_dataflow,
+                may_need_values=may_need_values,
+                flow=flow,
                 makes_variable=makes_variable,
             )
         return fn
 
     return register
+
+
+def declare_flow(op: str, flow: Flow) -> None:
+    """Says what an op that has a kernel does in TensorFlow 1's control flow."""
+    KERNELS[op] = dataclasses.replace(KERNELS[op], flow=flow)
 
 
 def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
@@ -393,6 +435,20 @@ def string_kernel(*ops: str) -> Callable[[_Function], _Function]:
             if op in STRING_KERNELS:
                 raise TypeError(f"op {op!r} has a kernel for strings already")
             STRING_KERNELS[op] = _make_kernel(fn, op, (), is_host=True)
+        return fn
+
+    return register
+
+
+def traced_kernel(*ops: str) -> Callable[[_Function], _Function]:
+    """Registers a function as the kernel of ops in plans whose loops and branches are compiled.
+
+    Raises:
+        TypeError: the signature does not fit an op.
+    """
+
+    def register(fn: _Function) -> _Function:
+        TRACED_KERNELS.update((op, _make_kernel(fn, op, (), is_host=False)) for op in ops)
         return fn
 
     return register

@@ -13,8 +13,10 @@ from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
+    Flow,
     LoweringContext,
     bools,
+    declare_flow,
     example,
     f32,
     i32,
@@ -73,6 +75,7 @@ for _fn in (lax.eq, lax.ne):
         gradient=False,
     )
 binary("Equal", "eq", lax.eq, INTS, (bools(3), bools(3)), gradient=False)
+declare_flow("Equal", Flow.COMPARISON)
 binary("NotEqual", "ne", lax.ne, INTS, (bools(3), bools(3)), gradient=False)
 _compare("Less", "lt", lax.lt, lambda x, y: lax.bitwise_and(lax.bitwise_not(x), y))
 _compare("LessEqual", "le", lax.le, lambda x, y: lax.bitwise_or(lax.bitwise_not(x), y))

@@ -17,7 +17,8 @@ import numpy as np
 from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
-from jaxmeta.ops._dataflow_values import TensorList
+from jaxmeta.ops import _branches, _loops
+from jaxmeta.ops import _tensor_lists as tensor_lists
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
     LoweringContext,
@@ -29,7 +30,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
-from jaxmeta.tracing import binding, jaxprs
+from jaxmeta.tracing import binding, jaxprs, sizes
 from jaxmeta.values import FunctionRef
 
 # --- while -------------------------------------------------------------------------------------
@@ -56,10 +57,10 @@ def lower_while(
         attrs["_jax_cond_nconsts"] = cond_nconsts
     if body_nconsts:
         attrs["_jax_body_nconsts"] = body_nconsts
-    sizes, size_attrs = ctx.size_operands(cond, body)
+    size_edges, size_attrs = ctx.size_operands(cond, body)
 
     def add_functions(cond: Any, body: Any) -> list[FunctionRef]:
-        is_sized = bool(sizes)
+        is_sized = bool(size_edges)
         names = [
             ctx.function(cond, "while_cond", takes_sizes=is_sized),
             ctx.function(body, "while_body", takes_sizes=is_sized, returns_sizes=is_sized),
@@ -72,13 +73,13 @@ def lower_while(
     functions = add_functions(cond, body)
     outputs = ctx.node(
         "StatelessWhile",
-        [*sizes, *inputs],
+        [*size_edges, *inputs],
         cond=functions[0],
         body=functions[1],
         **attrs,
         **size_attrs,
     )
-    return outputs[len(sizes) + num_consts :]
+    return outputs[len(size_edges) + num_consts :]
 
 
 def _any_of_batch(cond: Any, body: Any, num_consts: int) -> tuple[Any, Any]:
@@ -106,16 +107,23 @@ def _any_of_batch(cond: Any, body: Any, num_consts: int) -> tuple[Any, Any]:
 
 @kernel("StatelessWhile")
 def stateless_while(
+    state: Any,
     *input: Any,
     cond: Any,
     body: Any,
+    node_name: str,
+    output_shapes: Any,
     _jax_cond: Any = None,
     _jax_body: Any = None,
     _jax_cond_nconsts: int = 0,
     _jax_body_nconsts: int = 0,
 ) -> list[Any]:
-    if _is_on_host(cond, body) or not all(map(_is_array, input)) or _changes_shapes(body, input):
-        return _run_while(None, cond, body, input)
+    is_ours = not output_shapes and not _is_on_host(cond, body)  # TensorFlow records them
+    if not is_ours or not all(map(_is_array, input)):
+        return _run_while(state, cond, body, input, node_name)
+    input = tuple(map(sizes.as_array, input))
+    if _changes_shapes(body, input):
+        return _run_while(state, cond, body, input, node_name)
     split = _jax_cond_nconsts
     num_consts = split + _jax_body_nconsts
     run_cond, run_body = _jax_cond or cond, _jax_body or body
@@ -186,13 +194,13 @@ def lower_cond(
     branches_platforms: Any = None,
 ) -> list[Edge]:
     attrs = {} if branches_platforms is None else _platform_attrs(branches_platforms)
-    sizes, size_attrs = ctx.size_operands(*branches)
+    size_edges, size_attrs = ctx.size_operands(*branches)
     return ctx.node(
         "StatelessCase",
         index,
-        [*sizes, *operands],
+        [*size_edges, *operands],
         branches=[
-            FunctionRef(ctx.function(jaxpr, f"branch_{i}", takes_sizes=bool(sizes)))
+            FunctionRef(ctx.function(jaxpr, f"branch_{i}", takes_sizes=bool(size_edges)))
             for i, jaxpr in enumerate(branches)
         ],
         Tout=[aval.dtype for aval in ctx.out_avals],
@@ -204,6 +212,7 @@ def lower_cond(
 
 @kernel("StatelessCase")
 def stateless_case(
+    state: Any,
     branch_index: Any,
     *input: Any,
     branches: Sequence[Any],
@@ -211,8 +220,10 @@ def stateless_case(
     _jax_platforms: Sequence[bytes] = (),
 ) -> Any:
     if _jax_is_clamped:
+        input = tuple(map(sizes.as_array, input))
+        branch_index = sizes.as_array(branch_index)
         return binding.bind_cond(branch_index, input, branches, _read_platforms(_jax_platforms))
-    return _run_case(None, branch_index, input, branches)
+    return _run_case(state, branch_index, input, branches)
 
 
 example(lambda p, x: lax.cond(p, lambda a: a * 2.0, jnp.sin, x), bools(), f32(3))
@@ -241,25 +252,6 @@ def _as_predicate(value: Any) -> Any:
     return value if value.dtype == np.bool_ else value != np.zeros((), value.dtype)
 
 
-def _fork(state: Any) -> Any:
-    """Returns a copy of the state, for a function that may run or not, or many times."""
-    return None if state is None else type(state)(state.values)
-
-
-def _written_names(state: Any, functions: Sequence[Any], operands: Sequence[Any]) -> list[str]:
-    """Returns the names of the variables that some of the functions assign."""
-    names: dict[str, None] = {}
-    for function in functions if state is not None else ():
-        trial = _fork(state)
-        jax.eval_shape(functools.partial(_run_without_results, function, operands, trial))
-        names.update(trial.written)
-    return list(names)
-
-
-def _run_without_results(function: Any, operands: Sequence[Any], state: Any) -> None:
-    function(*operands, state=state)
-
-
 @kernel("Case")
 def case(state: Any, branch_index: Any, *input: Any, branches: Sequence[Any]) -> Any:
     return _run_case(state, branch_index, input, branches)
@@ -276,23 +268,19 @@ def _run_case(state: Any, index: Any, operands: Sequence[Any], branches: Sequenc
     if not isinstance(index, jax.core.Tracer):  # the other branches may not even fit the shapes
         chosen = int(index) if 0 <= index <= last else last
         return branches[chosen](*operands, state=state)
-    names = _written_names(state, branches, operands)
-
-    def run(branch: Any) -> Any:
-        local = _fork(state)
-        results = branch(*operands, state=local)
-        return results, [local.read(name) for name in names]
-
     index = jnp.where((index < 0) | (index > last), np.asarray(last, index.dtype), index)
-    results, written = lax.switch(index, [functools.partial(run, branch) for branch in branches])
-    for name, value in zip(names, written, strict=True):
-        state.write(name, value)
+    runs = [functools.partial(_run_branch, branch, operands) for branch in branches]
+    return _branches.run_branches(state, index, runs)
+
+
+def _run_branch(function: Any, operands: Sequence[Any], state: Any) -> list[Any]:
+    results: list[Any] = function(*operands, state=state)
     return results
 
 
 @kernel("While")
-def while_kernel(state: Any, *input: Any, cond: Any, body: Any) -> list[Any]:
-    return _run_while(state, cond, body, input)
+def while_kernel(state: Any, *input: Any, cond: Any, body: Any, node_name: str) -> list[Any]:
+    return _run_while(state, cond, body, input, node_name)
 
 
 def _changes_shapes(body: Any, operands: Sequence[Any]) -> bool:
@@ -316,42 +304,26 @@ def _run_on_values(state: Any, cond: Any, body: Any, operands: Sequence[Any]) ->
     return results
 
 
-def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any]) -> list[Any]:
+def _run_while(state: Any, cond: Any, body: Any, operands: Sequence[Any], name: str) -> list[Any]:
     if _is_on_host(cond, body):
         return _run_on_values(state, cond, body, operands)
-    if any(isinstance(operand, TensorList) for operand in operands) or _changes_shapes(
-        functools.partial(body, state=_fork(state)), operands
-    ):
-        return _run_on_values(state, cond, body, operands)
-    names = _written_names(state, [cond, body], operands)
-    leaves, treedef = jax.tree.flatten(list(operands))
-    places = [place for place, leaf in enumerate(leaves) if _is_array(leaf)]
+    if not _loops.is_tracing():
+        has_lists = any(map(tensor_lists.is_list, operands))
+        if has_lists or _changes_shapes(functools.partial(body, state=_fork(state)), operands):
+            return _run_on_values(state, cond, body, operands)
 
-    def merge(arrays: Sequence[Any]) -> Any:
-        merged = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
-        return jax.tree.unflatten(treedef, list(merged.values()))
-
-    def run(function: Any, carry: Any) -> tuple[Any, Any]:
-        arrays, variables = carry
-        local = _fork(state)
-        for name, value in zip(names, variables, strict=True):
-            local.write(name, value)
-        return function(*merge(arrays), state=local), local
-
-    def holds(carry: Any) -> Any:
-        (predicate,), _ = run(cond, carry)
+    def holds(carry: list[Any], local: Any) -> Any:
+        (predicate,) = cond(*carry, state=local)
         return _as_predicate(predicate)
 
-    def step(carry: Any) -> Any:
-        results, local = run(body, carry)
-        results = jax.tree.leaves(list(results))
-        return [results[place] for place in places], [local.read(name) for name in names]
+    def step(carry: list[Any], local: Any) -> list[Any]:
+        return list(body(*carry, state=local))
 
-    init = [leaves[place] for place in places], [state.read(name) for name in names]
-    arrays, variables = lax.while_loop(holds, step, init)
-    for name, value in zip(names, variables, strict=True):
-        state.write(name, value)
-    return list(merge(arrays))
+    return _loops.run_while(state, holds, step, operands, name)
+
+
+def _fork(state: Any) -> Any:
+    return None if state is None else state.fork()
 
 
 # --- platform_dependent ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
+    Flow,
     LoweringContext,
     example,
     f32,
@@ -43,7 +44,7 @@ def lower_stop_gradient(ctx: LoweringContext, x: Edge) -> list[Edge]:
     return ctx.node("StopGradient", x)
 
 
-@kernel("Identity", "Snapshot", "PreventGradient")
+@kernel("Identity", "Snapshot", "PreventGradient", flow=Flow.SAME)
 def identity(x: Any) -> Any:
     return x
 

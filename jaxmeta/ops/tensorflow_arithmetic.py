@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import errors
-from jaxmeta.ops._dataflow_values import Optional, TensorList
+from jaxmeta.ops import _tensor_lists as tensor_lists
+from jaxmeta.ops._dataflow_values import Optional
 from jaxmeta.ops._definition import kernel, on_host
 
 kernel("Add")(lambda x, y: jnp.add(x, y))
@@ -88,8 +89,8 @@ def add_n(*inputs: Any) -> Any:
 def zeros_like(x: Any) -> Any:
     if isinstance(x, Optional):
         return Optional(x.components and tuple(map(zeros_like, x.components)))
-    if isinstance(x, TensorList):
-        return x.replaced([None if item is None else zeros_like(item) for item in x.items])
+    if tensor_lists.is_list(x):
+        return tensor_lists.zeros_like(x)
     return jnp.zeros_like(x)
 
 

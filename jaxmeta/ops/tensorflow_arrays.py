@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import errors
-from jaxmeta.ops._definition import kernel, on_host
+from jaxmeta.ops._definition import Flow, kernel, on_host
 from jaxmeta.ops._indexing import ends_of_slices, index_of_slices
 from jaxmeta.ops._operands import count_as, ints, scalar
 from jaxmeta.ops._window import pairs
@@ -258,7 +258,7 @@ def disable_copy_on_read(resource: Any) -> tuple[()]:
     return ()
 
 
-@kernel("ControlTrigger")
+@kernel("ControlTrigger", flow=Flow.TRIGGER)
 def control_trigger() -> tuple[()]:
     return ()
 
