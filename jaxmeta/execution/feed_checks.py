@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,18 @@ from jaxmeta.graphs.graph import GraphBuilder, Tensor
 from jaxmeta.tracing import dimensions
 
 
-def faults(target: GraphBuilder, feeds: Mapping[str, Any]) -> list[str]:
+def faults(target: GraphBuilder, tensors: Sequence[Tensor], values: Sequence[Any]) -> list[str]:
     """Returns in what feeds do not fit their tensors, one line each.
 
     Args:
         target: the graph.
-        feeds: arrays by the names of the tensors.
+        tensors: those of the graph or of functions that it calls.
+        values: an array for each.
     """
-    found = []
-    for name, value in feeds.items():
-        found.extend(_faults_of_one(target.get_tensor_by_name(name), value))
-    return found or _faults_of_names(target, feeds)
+    pairs = list(zip(tensors, values, strict=True))
+    found = [fault for tensor, value in pairs for fault in _faults_of_one(tensor, value)]
+    in_graph = {t.name: value for t, value in pairs if t.node_name in target.nodes}
+    return found or _faults_of_names(target, in_graph)
 
 
 def _faults_of_one(tensor: Tensor, value: Any) -> list[str]:

@@ -346,7 +346,7 @@ class Session:
 
     def _make_exact_runner(self, prepared: _Prepared, given: Sequence[Any]) -> _Runner:
         fetched = [self._resolve_fetch(name) for name in prepared.names]
-        self._check_feeds(dict(zip(prepared.feed_names, given, strict=True)))
+        self._check_feeds(prepared.feed_names, given)
         tensors = [name for name in fetched if ":" in name]
         operations = [name for name in fetched if ":" not in name]
         feeds = list(prepared.feed_names)
@@ -451,9 +451,9 @@ class Session:
                 return inner
         return self.graph.get_tensor_by_name(name)
 
-    def _check_feeds(self, feeds: Mapping[str, Any]) -> None:
+    def _check_feeds(self, names: Sequence[str], values: Sequence[Any]) -> None:
         """Raises FeedError where a feed does not fit its tensor; lists all."""
-        bad = feed_checks.faults(self.graph, feeds)
+        bad = feed_checks.faults(self.graph, list(map(self._tensor, names)), values)
         if bad:
             raise errors.FeedError(errors.list_offenders("these feeds do not fit:", bad))
 
