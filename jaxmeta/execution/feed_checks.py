@@ -11,10 +11,13 @@ from jaxmeta import dtypes, trees
 from jaxmeta.execution import arguments
 from jaxmeta.graphs import nodes
 from jaxmeta.graphs.graph import GraphBuilder, Tensor
+from jaxmeta.graphs.inlining import InnerTensor
 from jaxmeta.tracing import dimensions
 
 
-def faults(target: GraphBuilder, tensors: Sequence[Tensor], values: Sequence[Any]) -> list[str]:
+def faults(
+    target: GraphBuilder, tensors: Sequence[Tensor | InnerTensor], values: Sequence[Any]
+) -> list[str]:
     """Returns in what feeds do not fit their tensors, one line each.
 
     Args:
@@ -24,11 +27,11 @@ def faults(target: GraphBuilder, tensors: Sequence[Tensor], values: Sequence[Any
     """
     pairs = list(zip(tensors, values, strict=True))
     found = [fault for tensor, value in pairs for fault in _faults_of_one(tensor, value)]
-    in_graph = {t.name: value for t, value in pairs if t.node_name in target.nodes}
+    in_graph = {t.name: value for t, value in pairs if t.name.split(":")[0] in target.nodes}
     return found or _faults_of_names(target, in_graph)
 
 
-def _faults_of_one(tensor: Tensor, value: Any) -> list[str]:
+def _faults_of_one(tensor: Tensor | InnerTensor, value: Any) -> list[str]:
     if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
         return [f"{tensor.name}: a {dtypes.dtype_name(tensor.number)} cannot be fed"]
     shape, found = tensor.shape, np.shape(value)

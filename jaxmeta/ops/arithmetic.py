@@ -86,6 +86,8 @@ def lower_add(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
 @lowering("add_any")
 def lower_add_any(ctx: LoweringContext, x: Edge, y: Edge) -> list[Edge]:
     op = "AddV2" if x.number != BOOL else "LogicalOr"
+    if not takes(op, x):
+        return node_or_wider(ctx, op, lax.add, x, y)
     return ctx.node(op, x, y, **{PRIMITIVE_ATTR: "add_any"})
 
 
