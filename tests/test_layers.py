@@ -30,6 +30,7 @@ ROWS = (
         "meta_graphs",
         "ops._dataflow_values",
         "ops._not_lowered",
+        "ops._png",
         "ops._reflectors",
         "ops._rounding",
         "ops._sparse",
@@ -139,7 +140,6 @@ ROWS = (
         "ops._window",
     ),
     (
-        "execution.feed_checks",
         "execution.fetches",
         "execution.functionalizing",
         "graphs.elementary",
@@ -152,6 +152,7 @@ ROWS = (
         "tracing.staged_functions",
     ),
     (
+        "execution.feed_checks",
         "execution.planning",
         "graphs.operators",
         "meta_graphs.node_differences",

@@ -7,9 +7,7 @@ core/lib/histogram/histogram.cc), but for the compression of PNG images.
 from __future__ import annotations
 
 import functools
-import struct
 import sys
-import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,9 +15,9 @@ import numpy as np
 
 from jaxmeta import errors, values
 from jaxmeta._proto import event_pb2
+from jaxmeta.ops import _png
 from jaxmeta.ops._definition import kernel
 
-_COLORS_BY_CHANNELS: Final = {1: 0, 3: 2, 4: 6}  # PNG's color types
 _SMALLEST_PIXEL: Final = 1e-6  # TensorFlow draws an image below it in one color
 
 
@@ -89,7 +87,7 @@ def _fill_histogram(proto: event_pb2.HistogramProto, found: np.ndarray[Any, Any]
 @kernel("ImageSummary", is_host=True)
 def image_summary(tag: Any, tensor: Any, *, max_images: int, bad_color: Any) -> Any:
     name, images = _text(tag), np.asarray(tensor)
-    if images.ndim != 4 or images.shape[3] not in _COLORS_BY_CHANNELS:
+    if images.ndim != 4 or images.shape[3] not in _png.COLORS_BY_CHANNELS:
         raise errors.GraphError(
             f"the image summary {name!r} has shape {list(images.shape)}; expected [batch, height, "
             "width, channels] with 1, 3 or 4 channels"
@@ -100,7 +98,7 @@ def image_summary(tag: Any, tensor: Any, *, max_images: int, bad_color: Any) -> 
             suffix = f"/image/{index}" if max_images > 1 else "/image"
             proto = summary.value.add(tag=name + suffix).image
             proto.height, proto.width, proto.colorspace = image.shape
-            proto.encoded_image_string = _encode_png(_pixels(image, np.asarray(bad_color)))
+            proto.encoded_image_string = _png.encode(_pixels(image, np.asarray(bad_color)))
 
     return _serialized(fill)
 
@@ -124,19 +122,6 @@ def _pixels(image: np.ndarray[Any, Any], bad_color: np.ndarray[Any, Any]) -> Any
     pixels = scaled.astype(np.uint8)
     pixels[~is_finite] = bad_color[: image.shape[-1]]
     return pixels
-
-
-def _encode_png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """Returns an image of bytes as PNG (ISO 15948): eight bits a channel, no filter."""
-    height, width, channels = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, _COLORS_BY_CHANNELS[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, data) for kind, data in chunks)
-
-
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 # --- tensors, and several in one ---------------------------------------------------------------
