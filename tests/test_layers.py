@@ -61,6 +61,7 @@ ROWS = (
         "ops._philox",
         "ops._string_arrays",
         "tracing.dimensions",
+        "tracing.meshes",
         "tree_keys",
         "xla_attrs",
     ),

@@ -23,7 +23,7 @@ from jaxmeta.graphs import (
 )
 from jaxmeta.graphs.graph import Signature
 from jaxmeta.graphs.handles import Operation, Tensor, Variable
-from jaxmeta.tracing import jaxprs, signature_nodes, static_arguments
+from jaxmeta.tracing import meshes, signature_nodes, static_arguments
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
 
@@ -135,7 +135,7 @@ class Graph(graph.GraphBuilder):
         pairs = {result: static.shift(argument) for result, argument in pairs.items()}
         placed: Any = ((), ())
         if hasattr(fn, "lower"):
-            placed = jaxprs.jit_shardings(static.bind(fn), *static.drop(*leaf_specs))
+            placed = meshes.jit_shardings(static.bind(fn), *static.drop(*leaf_specs))
         leaf_names = signature_nodes.name_leaves(fn, args, kwargs, static)
         arguments = static.drop(args, kwargs)
         leaves = jax.tree.leaves(arguments, is_leaf=signature_nodes.is_handle)

@@ -17,7 +17,7 @@ from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, ke
 from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._operands import ints
 from jaxmeta.ops._window import Pads, pairs, same_padding
-from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing import dimensions, meshes
 
 # ConvDimensionNumbers of images in NHWC and filters in HWIO, the only layout Conv2D has on CPU.
 _NHWC: Final = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -43,7 +43,7 @@ def lower_conv_general_dilated(
     preferred_element_type: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on conv_general_dilated cannot be expressed")
     assert lhs.shape is not None
     assert rhs.shape is not None

@@ -19,7 +19,7 @@ from jaxmeta.graphs import nodes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
-from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs
+from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs, meshes
 from jaxmeta.tracing.staged_functions import Rule
 from jaxmeta.tracing.staged_functions import Tracing as Tracing
 
@@ -199,7 +199,7 @@ class Lowerer:
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
-            self._context = shardings.context_to_attrs(jaxprs.context_mesh(eqn), self._tracing.mesh)
+            self._context = shardings.context_to_attrs(meshes.context_mesh(eqn), self._tracing.mesh)
             keeps_weak = _depends_on_weakness(eqn)
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
@@ -220,7 +220,7 @@ class Lowerer:
             if any(map(jaxprs.is_reference, (*eqn.invars, *eqn.outvars))):
                 raise _NoNodeFormError(_not_lowered.MUTABLE)
             try:
-                if jaxprs.has_explicit_sharding(eqn):
+                if meshes.has_explicit_sharding(eqn):
                     outputs = sharding_ops.lower_explicit(self, inputs)
                 else:
                     outputs = lowering(self, *inputs, **eqn.params)
