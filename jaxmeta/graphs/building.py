@@ -22,7 +22,8 @@ from jaxmeta.graphs import (
     variables,
 )
 from jaxmeta.graphs.graph import Signature
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.tracing import meshes, signature_nodes, static_arguments
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention

@@ -18,8 +18,9 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import executor, ordering, planning
 from jaxmeta.graphs import calling, elementary, shape_inference
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
 from jaxmeta.graphs.staging import NodeIndex
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.ops import _definition
 
 _STOPS: Final = frozenset(("StopGradient", "PreventGradient"))  # derivatives do not pass these
