@@ -151,6 +151,7 @@ ROWS = (
         "meta_graphs.graph_def_checks",
         "ops._convolution",
         "saving.saveables",
+        "state_values",
         "tracing.staged_functions",
     ),
     (
@@ -199,11 +200,11 @@ ROWS = (
         "meta_graphs.collection_defs",
         "meta_graphs.input_maps",
         "program",
+        "saving.saved_values",
     ),
     (
         "execution.session",
         "meta_graphs.graph_def_import",
-        "saving.saved_values",
         "summary",
     ),
     (

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeAlias
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, program
+from jaxmeta import dtypes, errors, naming, program, state_values
 from jaxmeta.execution import (
     compiling,
     executor,
@@ -171,7 +171,7 @@ class Session:
 
     def _logical_values(self) -> dict[str, Any]:
         return {
-            name: program.logical_value(self.values[name], self.graph.variable(name))
+            name: state_values.logical_value(self.values[name], self.graph.variable(name))
             for name in self.graph.variable_names
             if name in self.values
         }
@@ -182,7 +182,7 @@ class Session:
         Raises:
             CheckpointError: leaves, shapes or dtypes are not the variables'; all are listed.
         """
-        values = program.physical_values(self.graph, state)
+        values = state_values.physical_values(self.graph, state)
         # Copies, because running donates what the session holds.
         self.values.adopt({name: jax.numpy.copy(value) for name, value in values.items()})
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from jaxmeta import errors, program
+from jaxmeta import errors, program, state_values
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.checkpoint import atomic, retention, state
 from jaxmeta.checkpoint.background import BackgroundWriter
@@ -326,7 +326,7 @@ class Saver:
     def _values(self, sess: Any) -> Mapping[str, Any]:
         if isinstance(sess, Session):
             return sess.values
-        return {**self.graph.constants, **program.physical_values(self.graph, sess)}
+        return {**self.graph.constants, **state_values.physical_values(self.graph, sess)}
 
     # --- protos
 
