@@ -21,7 +21,7 @@ import numpy as np
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution.plans import Step
-from jaxmeta.ops._definition import Flow
+from jaxmeta.ops._kernels import Flow
 
 Context: TypeAlias = frozenset[tuple[int, int]]
 """Which predicates must have which values, by their places."""

@@ -19,7 +19,7 @@ from jaxmeta import dtypes, errors, op_defs, shardings, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, functionalizing
 from jaxmeta.execution.plans import Plan, State, Step
-from jaxmeta.ops import _definition
+from jaxmeta.ops import _definition, _kernels
 from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 
 _EMPTY: Final = inspect.Parameter.empty
@@ -162,10 +162,10 @@ class Planner:
     def _dereference(
         self,
         node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
+        kernel: _kernels.Kernel,
         run: Callable[..., Any],
         inputs: list[int],
-    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+    ) -> tuple[_kernels.Kernel, Callable[..., Any]]:
         """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
 
         An op that takes references gets them as they are.
@@ -177,7 +177,7 @@ class Planner:
             for index, place in enumerate(inputs)
             if place in self.references and not (taken and dtypes.is_reference(taken[index]))
         ]
-        if read and kernel.flow in _definition.CONTROL_FLOW:
+        if read and kernel.flow in _kernels.CONTROL_FLOW:
             for index in read:
                 inputs[index] = self._add_read(node, index, inputs[index])
             read = []
@@ -250,7 +250,7 @@ class Planner:
             raise UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
         return place
 
-    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _definition.Kernel:
+    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _kernels.Kernel:
         attr = node.attr
         kernel = None
         if _definition.PRIMITIVE_ATTR in attr:
@@ -277,7 +277,7 @@ class Planner:
         return _with_static_lists(node, kernel) if kernel.static else kernel
 
     def _bind_kernel(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
+        self, node: graph_pb2.NodeDef, kernel: _kernels.Kernel, num_outputs: int
     ) -> Callable[..., Any]:
         """Returns what a step runs: the kernel with the node's attrs."""
         if kernel.run is _CALL_KERNEL.run:
@@ -300,7 +300,7 @@ class Planner:
             )
         return self.with_attrs(node, kernel)
 
-    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
+    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _kernels.Kernel) -> Callable[..., Any]:
         """Returns a kernel as a function of arrays alone, with the attrs of a node."""
         run = kernel.run
         if not (kernel.attrs or kernel.injected):
@@ -309,7 +309,7 @@ class Planner:
         return lambda *inputs: run(*inputs, **keywords)
 
     def _fold_inputs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, inputs: Sequence[int]
+        self, node: graph_pb2.NodeDef, kernel: _kernels.Kernel, inputs: Sequence[int]
     ) -> None:
         """Makes inputs sizes that are computed of constants, where the node needs them as such.
 
@@ -342,7 +342,7 @@ class Planner:
     def _with_sizes(
         self,
         node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
+        kernel: _kernels.Kernel,
         run: Callable[..., Any],
         places: Iterable[int],
     ) -> Callable[..., Any]:
@@ -357,7 +357,7 @@ class Planner:
         on_host = self.with_attrs(node, host) if host is not None else None
         return sizes.folding(on_host, run, kernel.static)
 
-    def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
+    def _keywords(self, node: graph_pb2.NodeDef, kernel: _kernels.Kernel) -> dict[str, Any]:
         keywords: dict[str, Any] = {}
         attr = node.attr
         for argument, name, default in kernel.attrs:
@@ -372,9 +372,9 @@ class Planner:
         return keywords
 
     def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        if name == _definition.LIBRARY:
+        if name == _kernels.LIBRARY:
             return self._library
-        return node.name if name == _definition.NODE_NAME else self._called_function(node)
+        return node.name if name == _kernels.NODE_NAME else self._called_function(node)
 
     def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
         default = _attr_default(node.op, name)
@@ -500,7 +500,7 @@ def static_inputs(node: graph_pb2.NodeDef) -> frozenset[int]:
     return _with_static_lists(node, kernel).static if kernel is not None else frozenset()
 
 
-def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
+def _with_static_lists(node: graph_pb2.NodeDef, kernel: _kernels.Kernel) -> _kernels.Kernel:
     """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
     if not _takes_lists(node.op):
         return kernel
@@ -514,15 +514,15 @@ def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _
 
 
 # What a step needs to know of its kernel where the op table has none.
-_PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
+_PLAIN_KERNEL: Final = _kernels.Kernel(lambda *inputs: inputs)
 _RESULT_NODE: Final = graph_pb2.NodeDef(
     name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
 )
-_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
+_CALL_KERNEL: Final = _kernels.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 
 def bind_attrs(
-    node: graph_pb2.NodeDef, kernel: _definition.Kernel, library: FunctionLibrary
+    node: graph_pb2.NodeDef, kernel: _kernels.Kernel, library: FunctionLibrary
 ) -> Callable[..., Any]:
     """Returns a kernel as a function of arrays alone, with the attrs of a node."""
     return Planner(library).with_attrs(node, kernel)

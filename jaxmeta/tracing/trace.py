@@ -328,7 +328,7 @@ class Lowerer:
                 symbolic.append(name)
                 value = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             if value is not None:
-                attrs[_definition.JAX_ATTR_PREFIX + name] = value
+                attrs[nodes.JAX_ATTR_PREFIX + name] = value
         if symbolic:
             attrs[_definition.SYMBOLIC_ATTR] = symbolic
         self._check_sizes(function, symbolic, params.values())
