@@ -130,6 +130,7 @@ ROWS = (
         "checkpoint.restoring",
         "execution.compiling",
         "execution.frames",
+        "execution.node_kernels",
         "execution.structured_steps",
         "graphs.graph",
         "ops._computation",
@@ -143,6 +144,7 @@ ROWS = (
         "execution.feed_checks",
         "execution.fetches",
         "execution.functionalizing",
+        "execution.host_steps",
         "graphs.elementary",
         "graphs.inlining",
         "graphs.printing",
@@ -162,19 +164,16 @@ ROWS = (
         "saving.saver_nodes",
     ),
     (
-        "execution.host_steps",
+        "execution.executor",
         "meta_graphs.output_shapes",
         "ops.<family>",
     ),
     (
-        "execution.executor",
+        "execution.segments",
         "graphs.same_sizes",
+        "graphs.shape_inference",
         "ops",
         "tracing.trace",
-    ),
-    (
-        "execution.segments",
-        "graphs.shape_inference",
     ),
     (
         "execution.dataflow",

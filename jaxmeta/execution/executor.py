@@ -16,8 +16,8 @@ import numpy as np
 from jaxmeta import dtypes, errors, naming, op_defs, shardings
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, host_steps, ordering
+from jaxmeta.execution.node_kernels import bind_attrs as bind_attrs
 from jaxmeta.execution.planning import Planner, UnknownInput
-from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
 from jaxmeta.execution.plans import State as State
 from jaxmeta.ops import _definition, _kernels
