@@ -90,6 +90,7 @@ ROWS = (
         "graphs.nodes",
         "ops._cells",
         "ops._feature_lists",
+        "ops._list_elements",
         "ops._philox_distributions",
         "shardings",
         "tracing.binding",
