@@ -143,6 +143,7 @@ ROWS = (
     ),
     (
         "execution.feed_checks",
+        "execution.feed_values",
         "execution.fetches",
         "execution.functionalizing",
         "execution.host_steps",
