@@ -24,10 +24,15 @@ def _shared(state: Any, node_name: str, shared_name: bytes, container: bytes, ma
 
 
 def _maker(
-    kind: Callable[..., Queue], name: str, capacity: int, types: Sequence[int], shapes: Any
+    kind: Callable[..., Queue],
+    name: str,
+    capacity: int,
+    types: Sequence[int],
+    shapes: Any,
+    **options: Any,
 ) -> Callable[[], Queue]:
     numpy_types = [dtypes.dtype_from_number(number) for number in types]
-    return lambda: kind(name, capacity, numpy_types, shapes or ())
+    return lambda: kind(name, capacity, numpy_types, shapes or (), **options)
 
 
 @kernel("FIFOQueue", "FIFOQueueV2", is_host=True)
@@ -74,16 +79,15 @@ def random_shuffle_queue(
     shared_name: bytes,
     node_name: str,
 ) -> Queue:
-    def make() -> Queue:
-        return RandomShuffleQueue(
-            node_name,
-            capacity,
-            [dtypes.dtype_from_number(number) for number in component_types],
-            shapes or (),
-            min_after_dequeue=min_after_dequeue,
-            seed=hash((seed, seed2)) if seed or seed2 else None,
-        )
-
+    make = _maker(
+        RandomShuffleQueue,
+        node_name,
+        capacity,
+        component_types,
+        shapes,
+        min_after_dequeue=min_after_dequeue,
+        seed=hash((seed, seed2)) if seed or seed2 else None,
+    )
     return _shared(state, node_name, shared_name, container, make)
 
 
