@@ -23,7 +23,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-import jax
 import numpy as np
 
 from jaxmeta.graphs.nodes import JAX_ATTR_PREFIX as JAX_ATTR_PREFIX
@@ -407,8 +406,3 @@ def example(
 def run_kernel(op: str, *inputs: Any, **attrs: Any) -> Any:
     """Returns what the kernel of another op gives."""
     return KERNELS[op].run(*inputs, **attrs)
-
-
-def is_jax_array(value: Any) -> bool:
-    """Returns whether a value is traced or on a device, rather than known on the host."""
-    return isinstance(value, jax.Array)

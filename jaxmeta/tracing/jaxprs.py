@@ -97,11 +97,6 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     return np.asarray(atom.val, dtype=aval.dtype)
 
 
-def is_drop_var(var: Any) -> bool:
-    """Returns whether an output variable is never read (printed as ``_``)."""
-    return type(var).__name__ == "DropVar"
-
-
 def is_key_dtype(dtype: Any) -> bool:
     """Returns whether a dtype is that of typed PRNG keys."""
     return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
