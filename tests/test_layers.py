@@ -32,6 +32,7 @@ ROWS = (
         "ops._not_lowered",
         "ops._reflectors",
         "ops._rounding",
+        "ops._shared_resources",
         "ops._sparse",
         "pausing",
         "saving",

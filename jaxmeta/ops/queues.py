@@ -14,13 +14,7 @@ import numpy as np
 from jaxmeta import dtypes, errors
 from jaxmeta.execution.queue_resources import PaddingQueue, Queue, RandomShuffleQueue
 from jaxmeta.ops._definition import kernel
-
-
-def _shared(state: Any, node_name: str, shared_name: bytes, container: bytes, make: Any) -> Queue:
-    """Returns the session's queue of a name, which is made where it is not there yet."""
-    key = ("queue", container, shared_name.decode() or node_name)
-    queue: Queue = state.resources.get_or_make(key, make)
-    return queue
+from jaxmeta.ops._shared_resources import shared_resource
 
 
 def _maker(
@@ -47,7 +41,7 @@ def fifo_queue(
     node_name: str,
 ) -> Queue:
     make = _maker(Queue, node_name, capacity, component_types, shapes)
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 @kernel("PaddingFIFOQueue", "PaddingFIFOQueueV2", is_host=True)
@@ -62,7 +56,7 @@ def padding_fifo_queue(
     node_name: str,
 ) -> Queue:
     make = _maker(PaddingQueue, node_name, capacity, component_types, shapes)
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 @kernel("RandomShuffleQueue", "RandomShuffleQueueV2", is_host=True)
@@ -88,7 +82,7 @@ def random_shuffle_queue(
         min_after_dequeue=min_after_dequeue,
         seed=hash((seed, seed2)) if seed or seed2 else None,
     )
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 # TensorFlow ignores the ops' own attr timeout_ms ("not supported yet").
