@@ -89,20 +89,28 @@ def lower_function(
         ]
     else:
         leading = [body.add_argument("constant", e.number, e.shape) for e in constants]
-    arguments = []
-    for index, var in enumerate(opened.invars):
-        aval = var.aval
-        impl = jaxprs.key_layout(aval.dtype)[0] if jaxprs.is_key_dtype(aval.dtype) else ""
-        physical = jaxprs.physical_aval(aval)
-        wanted = argument_names[index] if argument_names else f"x{index}"
-        number = dtypes.dtype_to_number(physical.dtype)
-        arguments.append(body.add_argument(wanted, number, physical.shape, impl))
+    arguments = _add_arguments(body, opened, argument_names)
     if is_entry and tracing.dimensions:
         lowerer.derive_sizes(arguments)
     outputs = lowerer.lower(opened, leading, arguments)
     tracing.stage(body.finish([*sizes, *outputs] if returns_sizes else outputs))
     tracing.depth -= 1
     return body.function.signature.name
+
+
+def _add_arguments(
+    body: nodes.FunctionBody, jaxpr: jaxprs.Jaxpr, names: Sequence[str] | None
+) -> list[Edge]:
+    """Adds an argument for each input of an open jaxpr; typed keys are their uint32 data."""
+    arguments = []
+    for index, var in enumerate(jaxpr.invars):
+        aval = var.aval
+        impl = jaxprs.key_layout(aval.dtype)[0] if jaxprs.is_key_dtype(aval.dtype) else ""
+        physical = jaxprs.physical_aval(aval)
+        wanted = names[index] if names else f"x{index}"
+        number = dtypes.dtype_to_number(physical.dtype)
+        arguments.append(body.add_argument(wanted, number, physical.shape, impl))
+    return arguments
 
 
 def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
