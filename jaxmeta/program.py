@@ -177,15 +177,8 @@ class _Entry:
     def _check_structure(self, given: Any) -> None:
         """Raises FeedError where the given leaves' paths are not the signature's."""
         expected = trees.build(self._signature.arguments, iter(self._leaves))
-        bad = tree_keys.differing_paths(
-            tree_keys.leaf_paths(expected),
-            tree_keys.leaf_paths(given),
-            "missing",
-            "not expected",
-        )
-        if bad:
-            headline = f"signature {self._signature.name!r} was given other arguments:"
-            raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
+        headline = f"signature {self._signature.name!r} was given other arguments:"
+        tree_keys.check_paths(expected, given, headline, errors.FeedError, arguments.ADVICE)
 
     def _argument(self, leaf: trees.Leaf, impl: str) -> arguments.Argument:
         """Returns what is expected of a leaf, as the program sees it."""
@@ -345,15 +338,14 @@ class Program:
             CheckpointError: the template has other leaves; all differences are listed.
         """
         plain = self._each_state(name, trees.build)
-        bad = tree_keys.differing_paths(
-            tree_keys.leaf_paths(plain),
-            tree_keys.leaf_paths(template),
-            "missing in the template",
-            "only in the template",
+        tree_keys.check_paths(
+            plain,
+            template,
+            "the template's leaves are not the state's:",
+            errors.CheckpointError,
+            missing="missing in the template",
+            unknown="only in the template",
         )
-        if bad:
-            headline = "the template's leaves are not the state's:"
-            raise errors.CheckpointError(errors.list_offenders(headline, bad))
         return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(plain))
 
 

@@ -78,14 +78,8 @@ def named_arrays(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
 
 def _named_leaves(tree: trees.Tree, state: Any) -> dict[str, Any]:
     records = list(trees.leaves(tree))
-    bad = tree_keys.differing_paths(
-        tree_keys.leaf_paths(trees.build(tree, iter(records))),
-        tree_keys.leaf_paths(state),
-        "missing",
-        "not expected",
-    )
-    if bad:
-        headline = "the state is not the one the graph's variables were made from:"
-        raise errors.CheckpointError(errors.list_offenders(headline, bad))
+    expected = trees.build(tree, iter(records))
+    headline = "the state is not the one the graph's variables were made from:"
+    tree_keys.check_paths(expected, state, headline, errors.CheckpointError)
     leaves = jax.tree.leaves(state)
     return {record.name: leaf for record, leaf in zip(records, leaves, strict=True)}

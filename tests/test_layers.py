@@ -67,7 +67,6 @@ ROWS = (
         "xla_attrs",
     ),
     (
-        "checkpoint.orbax_reader",
         "checkpoint.snappy",
         "checkpoint.state",
         "checkpoint.stored",
@@ -84,7 +83,7 @@ ROWS = (
         "values",
     ),
     (
-        "checkpoint.orbax",
+        "checkpoint.orbax_reader",
         "checkpoint.table",
         "execution.reader_resources",
         "graphs.handles",
@@ -102,7 +101,7 @@ ROWS = (
         "trees",
     ),
     (
-        "checkpoint",
+        "checkpoint.orbax",
         "checkpoint.slice_table",
         "checkpoint.slice_table_reader",
         "checkpoint.tensor_bundle_reader",
@@ -120,6 +119,7 @@ ROWS = (
         "tracing.sizes",
     ),
     (
+        "checkpoint",
         "checkpoint.reader",
         "checkpoint.tensor_bundle",
         "execution.plans",
