@@ -102,9 +102,9 @@ from jaxmeta.graphs.construction import shape as shape
 from jaxmeta.graphs.construction import trainable_variables as trainable_variables
 from jaxmeta.graphs.construction import variables_initializer as variables_initializer
 from jaxmeta.graphs.handles import Operation as Operation
-from jaxmeta.graphs.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.graphs.handles import Tensor as Tensor
-from jaxmeta.graphs.handles import Variable as Variable
+from jaxmeta.graphs.variable_handles import SaveSliceInfo as SaveSliceInfo
+from jaxmeta.graphs.variable_handles import Variable as Variable
 from jaxmeta.meta_graphs.collection_registry import GraphKeys as GraphKeys
 from jaxmeta.meta_graphs.collection_registry import (
     register_proto_function as register_proto_function,

@@ -53,11 +53,6 @@ class UniqueNames:
             for name in names:
                 self.mark(name)
 
-    def is_taken(self, name: str) -> bool:
-        """Returns whether a name was handed out or marked."""
-        self._mark_pending()
-        return name.lower() in self._next
-
     def unique(self, name: str, *, mark: bool = True) -> str:
         """Returns the name, or the name with the first free ``_1``, ``_2``, ... appended."""
         if self._pending:

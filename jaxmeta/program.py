@@ -15,13 +15,13 @@ from jaxmeta import (
     pausing,
     shardings,
     specs,
-    state_leaves,
+    state_values,
     tree_keys,
     trees,
 )
 from jaxmeta.execution import arguments, executor
 from jaxmeta.graphs import building, graph, nodes
-from jaxmeta.graphs.graph import Signature, Variable
+from jaxmeta.graphs.graph import Signature
 from jaxmeta.tracing import jaxprs, sharded_functions, signature_nodes
 
 _WIDE_TYPES: Final = frozenset({"float64", "int64", "uint64", "complex128"})
@@ -177,15 +177,8 @@ class _Entry:
     def _check_structure(self, given: Any) -> None:
         """Raises FeedError where the given leaves' paths are not the signature's."""
         expected = trees.build(self._signature.arguments, iter(self._leaves))
-        bad = tree_keys.differing_paths(
-            tree_keys.leaf_paths(expected),
-            tree_keys.leaf_paths(given),
-            "missing",
-            "not expected",
-        )
-        if bad:
-            headline = f"signature {self._signature.name!r} was given other arguments:"
-            raise errors.FeedError(errors.list_offenders(headline, bad, arguments.ADVICE))
+        headline = f"signature {self._signature.name!r} was given other arguments:"
+        tree_keys.check_paths(expected, given, headline, errors.FeedError, arguments.ADVICE)
 
     def _argument(self, leaf: trees.Leaf, impl: str) -> arguments.Argument:
         """Returns what is expected of a leaf, as the program sees it."""
@@ -345,15 +338,14 @@ class Program:
             CheckpointError: the template has other leaves; all differences are listed.
         """
         plain = self._each_state(name, trees.build)
-        bad = tree_keys.differing_paths(
-            tree_keys.leaf_paths(plain),
-            tree_keys.leaf_paths(template),
-            "missing in the template",
-            "only in the template",
+        tree_keys.check_paths(
+            plain,
+            template,
+            "the template's leaves are not the state's:",
+            errors.CheckpointError,
+            missing="missing in the template",
+            unknown="only in the template",
         )
-        if bad:
-            headline = "the template's leaves are not the state's:"
-            raise errors.CheckpointError(errors.list_offenders(headline, bad))
         return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(plain))
 
 
@@ -425,7 +417,9 @@ def override_shardings(target: graph.GraphBuilder, given: Any) -> dict[str, Any]
             wanted[name] = given(name, jax.ShapeDtypeStruct(variable.shape, variable.dtype))
     else:
         marked = jax.tree.map(lambda leaf: _Wanted(leaf), given, is_leaf=lambda leaf: leaf is None)
-        wanted = {name: leaf.sharding for name, leaf in named_arrays(target, marked).items()}
+        wanted = {
+            name: leaf.sharding for name, leaf in state_values.named_arrays(target, marked).items()
+        }
     return {name: sharding for name, sharding in wanted.items() if sharding is not None}
 
 
@@ -434,81 +428,3 @@ class _Wanted:
     """A leaf that holds a sharding or None, which alone would be no leaf."""
 
     sharding: jax.sharding.Sharding | None
-
-
-def physical_value(value: Any, variable: Variable) -> Any:
-    """Returns what a checkpoint holds of a variable's value: typed keys as their uint32 data."""
-    is_key = variable.key_impl and jaxprs.is_key_dtype(value.dtype)
-    return jax.random.key_data(value) if is_key else value
-
-
-def logical_value(value: Any, variable: Variable) -> Any:
-    """Returns what a program sees of a variable's value: typed keys as keys, weak types weak."""
-    if variable.key_impl:
-        return jax.random.wrap_key_data(value, impl=variable.key_impl)
-    return jaxprs.weaken(value, variable.dtype) if variable.weak_type else value
-
-
-def check_values(target: graph.GraphBuilder, physical: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where values do not fit their variables; all are listed."""
-    bad = []
-    for name, value in physical.items():
-        variable = target.variable(name)
-        if tuple(value.shape) != variable.shape or value.dtype != variable.dtype:
-            expected = f"{variable.dtype}{list(variable.shape)}"
-            bad.append(f"{name}: expected {expected}, got {value.dtype}{list(value.shape)}")
-    if bad:
-        headline = "these values do not fit the graph's variables:"
-        raise errors.CheckpointError(errors.list_offenders(headline, bad))
-
-
-def physical_values(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
-    """Returns the arrays of a state by the names of their variables, as the graph holds them.
-
-    Raises:
-        CheckpointError: paths, shapes or dtypes are not the variables', or leaves are not arrays;
-            all are listed.
-
-    """
-    named = named_arrays(target, state)
-    state_leaves.check_all(named.items(), errors.CheckpointError)
-    physical = {
-        name: physical_value(state_leaves.as_jax_holds_it(value), target.variable(name))
-        for name, value in named.items()
-    }
-    check_values(target, physical)
-    return physical
-
-
-def named_arrays(target: graph.GraphBuilder, state: Any) -> dict[str, Any]:
-    """Returns the arrays of a state by the names of their variables.
-
-    Args:
-        target: the graph whose `Graph.variables` took a tree of this form.
-        state: the tree; where the graph holds several, a dict of them by name.
-
-    Raises:
-        CheckpointError: the tree's leaves are not the recorded ones; all differences are listed.
-    """
-    recorded = target.state_trees
-    if len(recorded) == 1:
-        return _named_leaves(next(iter(recorded.values())), state)
-    named: dict[str, Any] = {}
-    for name, tree in recorded.items():
-        named.update(_named_leaves(tree, state[name]))
-    return named
-
-
-def _named_leaves(tree: trees.Tree, state: Any) -> dict[str, Any]:
-    records = list(trees.leaves(tree))
-    bad = tree_keys.differing_paths(
-        tree_keys.leaf_paths(trees.build(tree, iter(records))),
-        tree_keys.leaf_paths(state),
-        "missing",
-        "not expected",
-    )
-    if bad:
-        headline = "the state is not the one the graph's variables were made from:"
-        raise errors.CheckpointError(errors.list_offenders(headline, bad))
-    leaves = jax.tree.leaves(state)
-    return {record.name: leaf for record, leaf in zip(records, leaves, strict=True)}

@@ -20,7 +20,8 @@ from jaxmeta._proto import event_pb2
 from jaxmeta.event_files import FileWriter as FileWriter
 from jaxmeta.graphs import building, elementary
 from jaxmeta.graphs.building import Graph
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.meta_graphs import collection_registry
 
 _NOT_IN_TAGS = re.compile(r"[^-/\w.]")

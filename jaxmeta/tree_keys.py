@@ -121,6 +121,32 @@ def differing_paths(
     return lines or [_ORDER_DIFFERS]
 
 
+def check_paths(
+    expected: Any,
+    given: Any,
+    headline: str,
+    error: type[errors.JaxmetaError],
+    advice: str = "",
+    *,
+    missing: str = "missing",
+    unknown: str = "not expected",
+) -> None:
+    """Raises an error where the leaves of two pytrees have other paths; see `differing_paths`.
+
+    Args:
+        expected: the one.
+        given: the other.
+        headline: what the error says first.
+        error: its class.
+        advice: what it says last.
+        missing: what to say of a path that was not given.
+        unknown: what to say of a path that was not expected.
+    """
+    bad = differing_paths(leaf_paths(expected), leaf_paths(given), missing, unknown)
+    if bad:
+        raise error(errors.list_offenders(headline, bad, advice))
+
+
 # --- protos ------------------------------------------------------------------------------------
 
 

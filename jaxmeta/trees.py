@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import jax
-import numpy as np
 
-from jaxmeta import dtypes, errors, tree_keys, values
+from jaxmeta import errors, tree_keys, values
 from jaxmeta._proto import struct_pb2
 from jaxmeta.tree_keys import Key
 
@@ -423,13 +422,6 @@ def _checked(branch: Branch) -> Branch:
     if branch.kind == "namedtuple" and any(str(key).startswith("_") for key in branch.keys):
         raise errors.FormatError(f"{list(branch.keys)} are not the fields of a NamedTuple")
     return branch
-
-
-def leaf_number(value: Any) -> int:
-    """Returns the DataType number of an array, scalar or ShapeDtypeStruct."""
-    return dtypes.dtype_to_number(
-        value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    )
 
 
 # --- plain values ------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from jax.extend import core as jax_core
 
 import jaxmeta
 from jaxmeta import op_defs, xla_attrs
-from jaxmeta.graphs import graph
+from jaxmeta.graphs import graph, nodes
 from jaxmeta.ops import _definition
 from jaxmeta.ops._definition import KERNELS, LOWERINGS, PRIMITIVE_KERNELS, Spec, f32, i32
 from jaxmeta.ops._not_lowered import NOT_LOWERED
@@ -177,7 +177,7 @@ def test_kernel_reads_attrs_that_its_op_has(op):
     kernel = KERNELS[op]
     attrs = {attr.name for attr in op_def.attr}
     for _, name, default in kernel.attrs:
-        if name.startswith(_definition.JAX_ATTR_PREFIX):
+        if name.startswith(nodes.JAX_ATTR_PREFIX):
             assert default is not inspect.Parameter.empty
         else:
             assert name in attrs

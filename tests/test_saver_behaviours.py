@@ -15,7 +15,7 @@ import pytest
 import jaxmeta as jm
 from jaxmeta import values
 from jaxmeta.errors import CheckpointError, CheckpointTypeError, NotBuiltError
-from jaxmeta.graphs.handles import SaveSliceInfo
+from jaxmeta.graphs.variable_handles import SaveSliceInfo
 
 FORMATS = ["orbax", "tensor_bundle"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import errors, tree_keys, trees
+from jaxmeta import dtypes, errors, tree_keys, trees
 from jaxmeta._proto import meta_graph_pb2, struct_pb2
 from jaxmeta.meta_graphs import meta_graph
 
@@ -185,7 +185,10 @@ def _nested(depth: int) -> Any:
 def record(tree: Any) -> trees.Tree:
     numbers = itertools.count()
     return trees.describe(
-        tree, lambda path, value: trees.Leaf(f"leaf_{next(numbers)}", (2,), trees.leaf_number(0.5))
+        tree,
+        lambda path, value: trees.Leaf(
+            f"leaf_{next(numbers)}", (2,), dtypes.dtype_to_number(np.dtype(float))
+        ),
     )
 
 

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jaxmeta import errors
 from jaxmeta.checkpoint import atomic, batches, layout
 from jaxmeta.checkpoint.atomic import StrPath
+from jaxmeta.checkpoint.stored import refuse_misfits
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -197,38 +198,15 @@ def _stored_array(
 def _check_specs(
     directory: str, specs: Mapping[str, Any], stored: Mapping[str, _StoredArray]
 ) -> None:
-    missing = [name for name in specs if name not in stored]
-    shapes, dtypes = [], []
-    for name in specs.keys() - set(missing):
-        shape, dtype = _shape_and_dtype(stored[name], specs[name].dtype)
-        if shape != tuple(specs[name].shape):
-            shapes.append(f"{name!r}: shape {shape} is stored, {specs[name].shape} is asked for")
-        if dtype != specs[name].dtype:
-            dtypes.append(f"{name!r}: dtype {dtype} is stored, {specs[name].dtype} is asked for")
-    if not (missing or shapes or dtypes):
-        return
-    headline = (
-        f"checkpoint {directory} does not fit: {len(missing)} names missing, "
-        f"{len(shapes)} shapes and {len(dtypes)} dtypes different"
+    refuse_misfits(
+        directory,
+        {name: (spec.shape, spec.dtype) for name, spec in specs.items()},
+        {
+            name: _shape_and_dtype(stored[name], specs[name].dtype) if name in specs else ((), None)
+            for name in stored
+        },
+        "read_specs lists it",
     )
-    offenders = [*_describe_missing(missing, stored), *sorted(shapes), *sorted(dtypes)]
-    raise errors.CheckpointError(
-        errors.list_offenders(
-            headline,
-            offenders,
-            "Restore the checkpoint that was saved with this program, or ask for what this one "
-            "has: read_specs lists it.",
-        )
-    )
-
-
-def _describe_missing(missing: Sequence[str], stored: Iterable[str]) -> list[str]:
-    # Close matches are slow to find; of the later names only the number is shown.
-    lines: list[str] = []
-    for name in sorted(missing):
-        close = difflib.get_close_matches(name, stored, n=2) if len(lines) < 10 else []
-        lines.append(f"{name!r} is missing" + (f"; close: {', '.join(close)}" if close else ""))
-    return lines
 
 
 def _shape_and_dtype(array: _StoredArray, asked: Any) -> tuple[tuple[int, ...], Any]:

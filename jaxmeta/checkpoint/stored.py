@@ -89,6 +89,7 @@ def refuse_misfits(
     place: str,
     asked: Mapping[str, tuple[Sequence[int], Any]],
     stored: Mapping[str, tuple[Sequence[int], Any]],
+    listed_by: str = "read_specs and list_variables list it",
 ) -> None:
     """Raises CheckpointError where a checkpoint has not what is asked for; all is listed.
 
@@ -96,6 +97,7 @@ def refuse_misfits(
         place: the checkpoint.
         asked: shape and dtype by name.
         stored: the same of what there is.
+        listed_by: how to see what there is.
     """
     missing = sorted(asked.keys() - stored.keys())
     shapes, dtypes_ = [], []
@@ -119,7 +121,7 @@ def refuse_misfits(
             headline,
             offenders,
             "Restore the checkpoint that was saved with this program, or ask for what this one "
-            "has: read_specs and list_variables list it.",
+            f"has: {listed_by}.",
         )
     )
 

@@ -19,7 +19,7 @@ from jaxmeta.execution.queue_resources import Resources, Waiting
 from jaxmeta.execution.segments import HostState
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.ops._dataflow_values import DEAD
-from jaxmeta.ops._definition import Flow
+from jaxmeta.ops._kernels import Flow
 
 
 class _Iteration:

@@ -16,11 +16,11 @@ import numpy as np
 from jaxmeta import dtypes, errors, naming, op_defs, shardings
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, host_steps, ordering
+from jaxmeta.execution.node_kernels import bind_attrs as bind_attrs
 from jaxmeta.execution.planning import Planner, UnknownInput
-from jaxmeta.execution.planning import bind_attrs as bind_attrs
 from jaxmeta.execution.plans import Plan as Plan
 from jaxmeta.execution.plans import State as State
-from jaxmeta.ops import _definition
+from jaxmeta.ops import _definition, _kernels
 from jaxmeta.tracing import sizes
 from jaxmeta.tracing.dimensions import Size
 
@@ -452,7 +452,7 @@ class _GraphPlan:
 
 def _has_flow(node: graph_pb2.NodeDef) -> bool:
     kernel = _definition.KERNELS.get(node.op)
-    return kernel is not None and kernel.flow in _definition.CONTROL_FLOW
+    return kernel is not None and kernel.flow in _kernels.CONTROL_FLOW
 
 
 def _canonical(name: str) -> str:

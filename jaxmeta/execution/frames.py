@@ -21,7 +21,7 @@ import numpy as np
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution.plans import Step
-from jaxmeta.ops._definition import Flow
+from jaxmeta.ops._kernels import Flow
 
 Context: TypeAlias = frozenset[tuple[int, int]]
 """Which predicates must have which values, by their places."""
@@ -429,6 +429,39 @@ def arrange(units: Sequence[Unit], context: Context) -> list[Item]:
         UnstructuredError: a predicate is known only under another one.
     """
     contexts = {unit: unit.context - context for unit in units}
+    branch_of = _branch_of(units, context, contexts)
+    items: list[Item] = []
+    for key, group in _Ready(units).groups(branch_of):
+        if key is None:
+            items.extend(group)
+            continue
+        assert isinstance(key, int)
+        sides = []
+        for value in (0, 1):
+            inside = context | {(key, value)}
+            own = [unit for unit in group if (key, value) in unit.context]
+            sides.append(arrange(own, inside))
+        merges = [
+            (unit, (0, 1) if unit.sides[0][1] == 0 else (1, 0))
+            for unit in group
+            if not contexts[unit]
+        ]
+        items.append(Branches(key, (sides[0], sides[1]), merges))
+    return items
+
+
+def _branch_of(
+    units: Sequence[Unit], context: Context, contexts: Mapping[Unit, Context]
+) -> Callable[[Unit], object]:
+    """Returns what says of a unit under which predicate it runs, None where it runs always.
+
+    Of several predicates it is the outermost one.
+
+    Args:
+        units: see `arrange`.
+        context: see `arrange`.
+        contexts: what the context of each unit has beside that one.
+    """
     by_place = {place: unit for unit in units for place in unit.outputs}
 
     alone: dict[int, int] = {}  # how few others a predicate is under with
@@ -455,21 +488,4 @@ def arrange(units: Sequence[Unit], context: Context) -> list[Item]:
             )
         return predicates[0]
 
-    items: list[Item] = []
-    for key, group in _Ready(units).groups(branch_of):
-        if key is None:
-            items.extend(group)
-            continue
-        assert isinstance(key, int)
-        sides = []
-        for value in (0, 1):
-            inside = context | {(key, value)}
-            own = [unit for unit in group if (key, value) in unit.context]
-            sides.append(arrange(own, inside))
-        merges = [
-            (unit, (0, 1) if unit.sides[0][1] == 0 else (1, 0))
-            for unit in group
-            if not contexts[unit]
-        ]
-        items.append(Branches(key, (sides[0], sides[1]), merges))
-    return items
+    return branch_of

@@ -15,10 +15,10 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import frames, structured_steps
 from jaxmeta.execution.frames import Branches, Frame, Item, Unit, UnstructuredError
 from jaxmeta.execution.plans import Step
-from jaxmeta.ops import _definition
-from jaxmeta.ops._definition import Flow
+from jaxmeta.ops import _kernels
+from jaxmeta.ops._kernels import Flow
 
-_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
+_KERNEL: Final = _kernels.Kernel(lambda *inputs: inputs, is_stateful=True)
 
 
 def functionalize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmeta import dtypes, op_defs
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import planning, plans
+from jaxmeta.execution import node_kernels, plans
 from jaxmeta.ops import _definition
 
 _WIDE: Final = frozenset(
@@ -20,11 +20,11 @@ _WIDE: Final = frozenset(
 _NOT_NUMBERS: Final = frozenset({dtypes.STRING, dtypes.RESOURCE, dtypes.VARIANT})
 
 
-def on_values(step: plans.Step, library: planning.FunctionLibrary) -> plans.Step:
+def on_values(step: plans.Step, library: node_kernels.FunctionLibrary) -> plans.Step:
     """Returns a step that takes strings too where its op has a kernel for these."""
     run, places, output, outputs, kernel, node = step
     string_kernel = None if kernel.is_host else _definition.STRING_KERNELS.get(node.op)
-    on_strings = planning.bind_attrs(node, string_kernel, library) if string_kernel else None
+    on_strings = node_kernels.bind_attrs(node, string_kernel, library) if string_kernel else None
 
     as_declared = declared_inputs(node, library)
 
@@ -41,7 +41,7 @@ def on_values(step: plans.Step, library: planning.FunctionLibrary) -> plans.Step
 
 
 def declared_inputs(
-    node: graph_pb2.NodeDef, library: planning.FunctionLibrary
+    node: graph_pb2.NodeDef, library: node_kernels.FunctionLibrary
 ) -> Callable[[Sequence[Any]], list[Any]]:
     """Returns what makes numpy arrays of a node's inputs, of the dtypes that its op says.
 
@@ -60,12 +60,12 @@ def declared_inputs(
     return convert
 
 
-def is_of_numbers(node: graph_pb2.NodeDef, library: planning.FunctionLibrary) -> bool:
+def is_of_numbers(node: graph_pb2.NodeDef, library: node_kernels.FunctionLibrary) -> bool:
     """Returns whether a node takes neither strings nor resources."""
     return _NOT_NUMBERS.isdisjoint(_input_numbers(node, library))
 
 
-def _input_numbers(node: graph_pb2.NodeDef, library: planning.FunctionLibrary) -> list[int]:
+def _input_numbers(node: graph_pb2.NodeDef, library: node_kernels.FunctionLibrary) -> list[int]:
     function = library.definition(node.op)
     op_def = function.signature if function is not None else op_defs.get_op_def(node.op)
     return [dtypes.base_number(number) for number in op_defs.input_dtypes(op_def, node)]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +16,13 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, op_defs, shardings, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import frames, functionalizing
+from jaxmeta.execution import frames, functionalizing, node_kernels
 from jaxmeta.execution.plans import Plan, State, Step
-from jaxmeta.ops import _definition
+from jaxmeta.ops import _definition, _kernels
 from jaxmeta.tracing import dimension_nodes, jaxprs, sizes
 
-_EMPTY: Final = inspect.Parameter.empty
 _MOST_SIZES: Final = 32  # as many as an array has axes
 _NO_STEP: Final = -1
-_TYPE_ATTRS: Final = ("T", "Tparams", "dtype")  # the type of what an op of any type takes
-FUNCTION_ATTR: Final = "f"  # which function a PartitionedCall and its kin call
-
-
-class FunctionLibrary(Protocol):
-    """What a plan asks of the functions of a graph; see `executor.Library`."""
-
-    placement: shardings.Placement
-
-    def __getitem__(self, name: str) -> Any:
-        """Returns a function."""
-
-    def definition(self, name: str) -> graph_pb2.FunctionDef | None:
-        """Returns the FunctionDef of a name, or None."""
-
-    def may_need_values(self, name: str) -> bool:
-        """Returns whether a function cannot be traced."""
-
-    def calls_on_host(self, node: graph_pb2.NodeDef) -> bool:
-        """Returns whether functions that a node calls work on strings, tables or files."""
 
 
 class UnknownInput(errors.GraphError):
@@ -54,14 +32,14 @@ class UnknownInput(errors.GraphError):
 class Planner:
     """Makes the steps of one plan; holds the places of the tensors met so far."""
 
-    def __init__(self, library: FunctionLibrary, *, is_compiled: bool = False) -> None:
+    def __init__(self, library: node_kernels.FunctionLibrary, *, is_compiled: bool = False) -> None:
         self._library = library
+        self._kernels = node_kernels.NodeKernels(library, is_compiled=is_compiled)
         self._is_compiled = is_compiled  # whether its loops and branches shall be
         self._strings: set[int] = set()
         self.places: dict[str, int] = {}
         self.env: list[Any] = []
         self.steps: list[Step] = []
-        self.unsupported: dict[str, None] = {}
         self.unfed: dict[str, None] = {}
         self.sizes: set[int] = set()  # the places that hold sizes, known while tracing
         self.foldable: dict[int, int] = {}  # the steps of what constants give, by place
@@ -97,40 +75,18 @@ class Planner:
         if op == "Const":
             self._add_constant(node, output_refs(node)[0])
             return
-        kernel = self._kernel(node, op)
-        is_call = kernel is _CALL_KERNEL or kernel.takes_functions
+        kernel = self._kernels.find(node)
+        is_call = kernel is node_kernels.CALL_KERNEL or kernel.takes_functions
         if is_call and self._library.calls_on_host(node):
             kernel = dataclasses.replace(kernel, is_host=True)
         if kernel.must_be_fed:
             self.unfed[node.name] = None
-        places = self.places
-        inputs = []
-        for ref in node.input:
-            place = places.get(ref)
-            if place is None:
-                if ref[0] == "^":
-                    continue
-                place = self._place(node, ref)
-            inputs.append(place)
+        inputs = self._input_places(node)
         refs = output_refs(node)
-        run = self._bind_kernel(node, kernel, len(refs))
+        run = self._kernels.bind(node, kernel, len(refs))
         if shardings.CONTEXT_ATTR in node.attr:
             run = shardings.run_in_context(run, node.attr[shardings.CONTEXT_ATTR].list.s)
-        env, host_kernels = self.env, _definition.HOST_KERNELS
-        self._fold_inputs(node, kernel, inputs)
-        at_need = op in host_kernels and (
-            host_kernels[op].at_need
-            or any(place in self.at_need and place not in self.sizes for place in inputs)
-        )
-        if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
-            if at_need and all(place in self.sizes or place in self.foldable for place in inputs):
-                self._may_fold(range(len(env), len(env) + len(refs)), at_need)
-                run = sizes.folding(None, run, kernel.static)
-            else:
-                run = self._with_sizes(node, kernel, run, range(len(env), len(env) + len(refs)))
-        elif op in host_kernels and all(place in self.foldable for place in inputs):
-            is_needed = at_need or not self.at_need.isdisjoint(inputs)
-            self._may_fold(range(len(env), len(env) + len(refs)), is_needed)
+        run = self._folding(node, kernel, run, inputs, len(refs))
         if (
             kernel.is_host
             or (op not in _definition.TRACED_KERNELS and self._takes_string(inputs))
@@ -142,12 +98,48 @@ class Planner:
         if kernel.has_references or self.references:
             kernel, run = self._dereference(node, kernel, run, inputs)
         if len(refs) == 1:
-            output = places[refs[0]] = len(env)
-            env.append(None)
+            output = self.add_place(refs[0])
             self.steps.append((run, inputs, output, (), kernel, node))
         else:
             outputs = [self.add_place(ref) for ref in refs]
             self.steps.append((run, inputs, -1, outputs, kernel, node))
+
+    def _input_places(self, node: graph_pb2.NodeDef) -> list[int]:
+        places = self.places
+        inputs = []
+        for ref in node.input:
+            place = places.get(ref)
+            if place is None:
+                if ref[0] == "^":
+                    continue
+                place = self._place(node, ref)
+            inputs.append(place)
+        return inputs
+
+    def _folding(
+        self,
+        node: graph_pb2.NodeDef,
+        kernel: _kernels.Kernel,
+        run: Callable[..., Any],
+        inputs: Sequence[int],
+        num_outputs: int,
+    ) -> Callable[..., Any]:
+        """Returns what the next step runs, which computes with sizes where its inputs are such."""
+        host = _definition.HOST_KERNELS.get(node.op)
+        outputs = range(len(self.env), len(self.env) + num_outputs)
+        self._fold_inputs(node, kernel, inputs)
+        at_need = host is not None and (
+            host.at_need
+            or any(place in self.at_need and place not in self.sizes for place in inputs)
+        )
+        if kernel.gives_sizes or not self.sizes.isdisjoint(inputs):
+            if at_need and all(place in self.sizes or place in self.foldable for place in inputs):
+                self._may_fold(outputs, at_need)
+                return sizes.folding(None, run, kernel.static)
+            return self._with_sizes(node, kernel, run, outputs)
+        if host is not None and all(place in self.foldable for place in inputs):
+            self._may_fold(outputs, at_need or not self.at_need.isdisjoint(inputs))
+        return run
 
     def _may_fold(self, places: Iterable[int], at_need: bool) -> None:
         """Says that the next step, whose outputs have these places, may be done on the host."""
@@ -162,10 +154,10 @@ class Planner:
     def _dereference(
         self,
         node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
+        kernel: _kernels.Kernel,
         run: Callable[..., Any],
         inputs: list[int],
-    ) -> tuple[_definition.Kernel, Callable[..., Any]]:
+    ) -> tuple[_kernels.Kernel, Callable[..., Any]]:
         """Returns a kernel that reads the variables that its inputs refer to, as TensorFlow does.
 
         An op that takes references gets them as they are.
@@ -177,7 +169,7 @@ class Planner:
             for index, place in enumerate(inputs)
             if place in self.references and not (taken and dtypes.is_reference(taken[index]))
         ]
-        if read and kernel.flow in _definition.CONTROL_FLOW:
+        if read and kernel.flow in _kernels.CONTROL_FLOW:
             for index in read:
                 inputs[index] = self._add_read(node, index, inputs[index])
             read = []
@@ -202,7 +194,7 @@ class Planner:
         read = graph_pb2.NodeDef(name=f"{node.name}/read_{index}", op="Identity", input=controls)
         made = len(self.env)
         self.env.append(None)
-        self.steps.append((_read_reference, [place], made, (), _CALL_KERNEL, read))
+        self.steps.append((_read_reference, [place], made, (), node_kernels.CALL_KERNEL, read))
         return made
 
     def _add_constant(self, node: graph_pb2.NodeDef, name: str) -> None:
@@ -216,7 +208,7 @@ class Planner:
         elif _definition.WEAK_TYPE_ATTR in attr:
             place = self.add_place(name)
             make = functools.partial(jaxprs.cast, value, value.dtype, is_weak=True)
-            self.steps.append((make, (), place, (), _PLAIN_KERNEL, node))
+            self.steps.append((make, (), place, (), node_kernels.PLAIN_KERNEL, node))
         else:
             place = self._constant_places[node.name] = self.add_place(name, value)
             if value.dtype == object:
@@ -231,7 +223,7 @@ class Planner:
         """Makes a constant a step, because it lies in a branch that may not be taken."""
         value = self.env[self.places[ref]]
         place = self.add_place(ref)
-        self.steps.append((lambda: value, [], place, (), _PLAIN_KERNEL, node))
+        self.steps.append((lambda: value, [], place, (), node_kernels.PLAIN_KERNEL, node))
 
     def move_inputs(self, moved: Mapping[int, int]) -> None:
         """Gives steps other places for inputs that were not known when they were added."""
@@ -250,66 +242,8 @@ class Planner:
             raise UnknownInput(f"node {node.name!r} ({node.op}): unknown input {ref!r}")
         return place
 
-    def _kernel(self, node: graph_pb2.NodeDef, op: str) -> _definition.Kernel:
-        attr = node.attr
-        kernel = None
-        if _definition.PRIMITIVE_ATTR in attr:
-            primitive = attr[_definition.PRIMITIVE_ATTR].s.decode()
-            kernel = _definition.PRIMITIVE_KERNELS.get(primitive)
-        if kernel is None and self._is_compiled:
-            kernel = _definition.TRACED_KERNELS.get(op)
-        if kernel is None:
-            kernel = _definition.KERNELS.get(op)
-        if kernel is not None and op in _definition.STRING_KERNELS and _is_of_strings(attr):
-            kernel = _definition.STRING_KERNELS[op]
-        if kernel is None:
-            if self._library.definition(op) is not None:
-                return _CALL_KERNEL
-            reason = _definition.REFUSED_OPS.get(op)
-            because = f": {reason}" if reason else ""
-            self.unsupported[f"{op}  (node {node.name!r}){because}"] = None
-            return _PLAIN_KERNEL
-        if kernel.traced_where and attr[kernel.traced_where].b:
-            kernel = dataclasses.replace(kernel, is_host=False)
-        if dimension_nodes.DIMENSIONS_ATTR in attr and kernel.static:
-            # Its inputs are not where they are without sizes before them.
-            return dataclasses.replace(kernel, static=frozenset())
-        return _with_static_lists(node, kernel) if kernel.static else kernel
-
-    def _bind_kernel(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, num_outputs: int
-    ) -> Callable[..., Any]:
-        """Returns what a step runs: the kernel with the node's attrs."""
-        if kernel.run is _CALL_KERNEL.run:
-            called: Callable[..., Any] = self._function(node.op).call_with_state
-            return called
-        if kernel.run is _PLAIN_KERNEL.run:
-            return _refuse
-        run, attr = kernel.run, node.attr
-        if dimension_nodes.DIMENSIONS_ATTR in attr:
-            names = values.attr_from_proto(attr[dimension_nodes.DIMENSIONS_ATTR])
-            has_symbolic = _definition.SYMBOLIC_ATTR in attr
-            symbolic = attr[_definition.SYMBOLIC_ATTR].list.s if has_symbolic else ()
-            return sizes.sized(
-                run,
-                self._keywords(node, kernel),
-                [name.decode() for name in names],
-                frozenset(name.decode() for name in symbolic),
-                sizes.num_inputs_before_operands(node.op) + kernel.is_stateful,
-                num_outputs,
-            )
-        return self.with_attrs(node, kernel)
-
-    def with_attrs(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> Callable[..., Any]:
-        """Returns a kernel as a function of arrays alone, with the attrs of a node."""
-        run = kernel.run
-        if not (kernel.attrs or kernel.injected):
-            return run
-        keywords = self._keywords(node, kernel)
-        return lambda *inputs: run(*inputs, **keywords)
-
     def _fold_inputs(
-        self, node: graph_pb2.NodeDef, kernel: _definition.Kernel, inputs: Sequence[int]
+        self, node: graph_pb2.NodeDef, kernel: _kernels.Kernel, inputs: Sequence[int]
     ) -> None:
         """Makes inputs sizes that are computed of constants, where the node needs them as such.
 
@@ -342,65 +276,23 @@ class Planner:
     def _with_sizes(
         self,
         node: graph_pb2.NodeDef,
-        kernel: _definition.Kernel,
+        kernel: _kernels.Kernel,
         run: Callable[..., Any],
         places: Iterable[int],
     ) -> Callable[..., Any]:
         """Returns what a step runs that gives sizes, or takes some; marks what it gives."""
         attr = node.attr
-        is_plain = _definition.PRIMITIVE_ATTR not in attr and kernel.run is not _CALL_KERNEL.run
+        is_plain = (
+            _definition.PRIMITIVE_ATTR not in attr
+            and kernel.run is not node_kernels.CALL_KERNEL.run
+        )
         host = _definition.HOST_KERNELS.get(node.op) if is_plain else None
         if kernel.gives_sizes or host is not None:
             self.sizes.update(places)
         if kernel.gives_sizes or kernel.is_stateful or dimension_nodes.DIMENSIONS_ATTR in attr:
             return run
-        on_host = self.with_attrs(node, host) if host is not None else None
+        on_host = self._kernels.with_attrs(node, host) if host is not None else None
         return sizes.folding(on_host, run, kernel.static)
-
-    def _keywords(self, node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> dict[str, Any]:
-        keywords: dict[str, Any] = {}
-        attr = node.attr
-        for argument, name, default in kernel.attrs:
-            if name in attr:
-                keywords[argument] = self._plain(values.attr_from_proto(attr[name]))
-            elif default is not _EMPTY:
-                keywords[argument] = default
-            else:
-                keywords[argument] = self._attr_default(node, name)
-        for name in kernel.injected:
-            keywords[name] = self._injected(node, name)
-        return keywords
-
-    def _injected(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        if name == _definition.LIBRARY:
-            return self._library
-        return node.name if name == _definition.NODE_NAME else self._called_function(node)
-
-    def _attr_default(self, node: graph_pb2.NodeDef, name: str) -> Any:
-        default = _attr_default(node.op, name)
-        if default is None:
-            raise errors.AttrError(
-                f"node {node.name!r} ({node.op}): the attr {name!r} is missing and has no default"
-            )
-        return default
-
-    def _plain(self, value: Any) -> Any:
-        """Turns names of functions into functions."""
-        if isinstance(value, values.FunctionRef):
-            return self._function(value)
-        if isinstance(value, tuple) and value and isinstance(value[0], values.FunctionRef):
-            return tuple(map(self._function, value))
-        return value
-
-    def _called_function(self, node: graph_pb2.NodeDef) -> Any:
-        if FUNCTION_ATTR in node.attr:
-            return self._function(node.attr[FUNCTION_ATTR].func.name)
-        return self._function(node.op)
-
-    def _function(self, name: str) -> Any:
-        if self._library.may_need_values(name):
-            self.may_need_values = True
-        return self._library[name]
 
     def functionalize(
         self, nodes: Iterable[graph_pb2.NodeDef], results: Sequence[int]
@@ -440,16 +332,16 @@ class Planner:
             results,
             references=frozenset(self.references.intersection(results)),
             is_host=self.is_host,
-            may_need_values=self.may_need_values,
+            may_need_values=self.may_need_values or self._kernels.may_need_values,
             refusal=refusal,
         )
 
     def _check(self) -> None:
-        if self.unsupported:
+        if self._kernels.unsupported:
             raise errors.UnsupportedOpError(
                 errors.list_offenders(
                     "these ops have no kernel, and are not functions of the graph's library:",
-                    self.unsupported,
+                    self._kernels.unsupported,
                     "Feed their outputs, or fetch what does not depend on them.",
                 )
             )
@@ -464,73 +356,16 @@ class Planner:
             return place
         new = len(self.env)
         self.env.append(None)
-        self.steps.append((sizes.as_array, [place], new, (), _PLAIN_KERNEL, _RESULT_NODE))
+        self.steps.append(
+            (sizes.as_array, [place], new, (), node_kernels.PLAIN_KERNEL, _RESULT_NODE)
+        )
         return new
 
 
-def _is_of_strings(attr: Mapping[str, graph_pb2.AttrValue]) -> bool:
-    """Returns whether a node of an op of any type is one of strings."""
-    return any(
-        name in attr and (attr[name].type or next(iter(attr[name].list.type), 0)) == dtypes.STRING
-        for name in _TYPE_ATTRS
-    )
-
-
-@functools.cache
-def _attr_default(op: str, name: str) -> Any:
-    """Returns what the OpDef says, or None."""
-    if not op_defs.has_op(op) or name.startswith("_"):
-        return None
-    default = op_defs.attr_default(op_defs.get_op_def(op), name)
-    return None if default is None else values.attr_from_proto(default)
-
-
-@functools.cache
-def _takes_lists(op: str) -> bool:
-    return op_defs.has_op(op) and any(arg.number_attr for arg in op_defs.get_op_def(op).input_arg)
-
-
-def static_inputs(node: graph_pb2.NodeDef) -> frozenset[int]:
-    """Returns which inputs of a node must be known while tracing, by position."""
-    attr = node.attr
-    if dimension_nodes.DIMENSIONS_ATTR in attr:
-        first = sizes.num_inputs_before_operands(node.op)
-        return frozenset(range(first, first + len(attr[dimension_nodes.DIMENSIONS_ATTR].list.s)))
-    kernel = _definition.KERNELS.get(node.op)
-    return _with_static_lists(node, kernel).static if kernel is not None else frozenset()
-
-
-def _with_static_lists(node: graph_pb2.NodeDef, kernel: _definition.Kernel) -> _definition.Kernel:
-    """Returns a kernel whose static inputs are those of the node, where an argument is a list."""
-    if not _takes_lists(node.op):
-        return kernel
-    static: list[int] = []
-    first = 0
-    for index, (_, count) in enumerate(op_defs.input_names(op_defs.get_op_def(node.op), node)):
-        if index in kernel.static:
-            static.extend(range(first, first + count))
-        first += count
-    return dataclasses.replace(kernel, static=frozenset(static))
-
-
-# What a step needs to know of its kernel where the op table has none.
-_PLAIN_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs)
 _RESULT_NODE: Final = graph_pb2.NodeDef(
     name="result", op="Identity", attr={"T": graph_pb2.AttrValue(type=graph_pb2.DT_INT32)}
 )
-_CALL_KERNEL: Final = _definition.Kernel(lambda *inputs: inputs, is_stateful=True)
-
-
-def bind_attrs(
-    node: graph_pb2.NodeDef, kernel: _definition.Kernel, library: FunctionLibrary
-) -> Callable[..., Any]:
-    """Returns a kernel as a function of arrays alone, with the attrs of a node."""
-    return Planner(library).with_attrs(node, kernel)
 
 
 def _read_reference(state: State, handle: Any) -> Any:
     return state.read(handle.name)
-
-
-def _refuse(*_: Any) -> Any:
-    raise AssertionError("a node without a kernel was run")

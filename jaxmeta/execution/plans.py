@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmeta import errors
 from jaxmeta._proto import graph_pb2
-from jaxmeta.ops import _definition
+from jaxmeta.ops import _kernels
 
 # Before the name of a random op, under which the state counts its runs.
 COUNTER_PREFIX: Final = "_runs_of/"
@@ -130,7 +130,7 @@ Step: TypeAlias = tuple[
     Sequence[int],
     int,
     Sequence[int],
-    _definition.Kernel,
+    _kernels.Kernel,
     graph_pb2.NodeDef,
 ]
 
@@ -244,7 +244,7 @@ def run_steps(steps: Sequence[Step], env: list[Any], state: State | None) -> Non
         raise
 
 
-def _require_static(kernel: _definition.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
+def _require_static(kernel: _kernels.Kernel, node: graph_pb2.NodeDef, inputs: list[Any]) -> None:
     """Turns the inputs that must be known while tracing into numpy arrays."""
     for index in kernel.static:
         if index >= len(inputs):

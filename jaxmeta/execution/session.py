@@ -12,11 +12,12 @@ from typing import Any, Final, Self, TypeAlias
 import jax
 import numpy as np
 
-from jaxmeta import dtypes, errors, naming, program
+from jaxmeta import errors, naming, program, state_values
 from jaxmeta.execution import (
     compiling,
     executor,
     feed_checks,
+    feed_values,
     fetches,
     plans,
     segments,
@@ -25,9 +26,8 @@ from jaxmeta.execution import (
 from jaxmeta.execution.queue_resources import Resources
 from jaxmeta.execution.variable_store import VariableStore
 from jaxmeta.graphs import building, default_sessions, inlining
-from jaxmeta.graphs.graph import Tensor, Variable
+from jaxmeta.graphs.graph import Tensor
 
-_KINDS: Final = (np.integer, np.floating, np.complexfloating)  # what a feed may be cast along
 _ARRAYS: Final = (jax.Array, np.ndarray)
 _Runner: TypeAlias = Callable[[list[Any], Any], list[Any]]
 """Takes the fed values and the options of a run; returns the values of its single fetches."""
@@ -171,7 +171,7 @@ class Session:
 
     def _logical_values(self) -> dict[str, Any]:
         return {
-            name: program.logical_value(self.values[name], self.graph.variable(name))
+            name: state_values.logical_value(self.values[name], self.graph.variable(name))
             for name in self.graph.variable_names
             if name in self.values
         }
@@ -182,7 +182,7 @@ class Session:
         Raises:
             CheckpointError: leaves, shapes or dtypes are not the variables'; all are listed.
         """
-        values = program.physical_values(self.graph, state)
+        values = state_values.physical_values(self.graph, state)
         # Copies, because running donates what the session holds.
         self.values.adopt({name: jax.numpy.copy(value) for name, value in values.items()})
 
@@ -274,7 +274,8 @@ class Session:
         shapes = []
         for index, value in enumerate(given):
             if not isinstance(value, _ARRAYS):
-                value = given[index] = self._as_array(prepared.feed_names[index], value)
+                name = prepared.feed_names[index]
+                value = given[index] = feed_values.as_array(name, value, self._tensor)
             shapes.append((value.shape, value.dtype))
         key = tuple(shapes)
         runner = prepared.runners.get(key)
@@ -282,25 +283,6 @@ class Session:
             runner = prepared.runners[key] = self._make_runner(prepared, given)
         values = runner(given, options)
         return values if prepared.is_list else prepared.rebuild(iter(values))
-
-    def _as_array(self, name: str, value: Any) -> Any:
-        """Returns a fed number or list as an array of the tensor's dtype."""
-        if isinstance(value, (Tensor, Variable)):
-            raise errors.FeedTypeError(
-                f"{name}: the value of a feed cannot be {value!r}; run it first, and feed what "
-                "that returns"
-            )
-        if hasattr(value, "dtype"):
-            return value if hasattr(value, "shape") else np.asarray(value)
-        try:
-            array = np.asarray(value, dtype=self._tensor(name).dtype)
-        except OverflowError as error:
-            raise errors.FeedTypeError(f"{name}: cannot be fed {value!r}: {error}") from None
-        except (TypeError, ValueError):  # also of a resource, which has no dtype
-            return np.asarray(value)  # reported with the other feeds
-        if array.dtype.kind in "iu" and np.asarray(value).dtype.kind == "f":
-            return np.asarray(value)  # the same: TensorFlow cuts no fractions off
-        return array
 
     # --- preparing
 
@@ -328,13 +310,7 @@ class Session:
 
         Feeds of another precision than their tensors are cast, as TensorFlow casts them.
         """
-        casts = {}
-        for index, (name, value) in enumerate(zip(prepared.feed_names, given, strict=True)):
-            tensor = self._tensor(name)
-            if dtypes.base_number(tensor.number) in (dtypes.RESOURCE, dtypes.VARIANT):
-                continue  # refused with the other feeds
-            if value.dtype != tensor.dtype and _is_cast(value.dtype, tensor.dtype):
-                casts[index] = tensor.dtype
+        casts = feed_values.casts(map(self._tensor, prepared.feed_names), given)
         if not casts:
             return self._make_exact_runner(prepared, given)
 
@@ -399,7 +375,7 @@ class Session:
     ) -> _Runner:
         def run(values: list[Any], options: Any) -> list[Any]:
             for index in strings:
-                values[index] = _as_bytes(values[index])
+                values[index] = feed_values.as_bytes(values[index])
             limit = getattr(options, "timeout_in_ms", 0)
             limit = limit or getattr(self._config, "operation_timeout_in_ms", 0)
             waiting = self._resources.waiting(limit)
@@ -498,28 +474,6 @@ def _in_places(values: Sequence[Any], fetched: Sequence[str]) -> list[Any]:
         return list(values)
     items = iter(values)
     return [next(items) if ":" in name else None for name in fetched]
-
-
-def _is_cast(found: Any, wanted: Any) -> bool:
-    """Returns whether only the precision of numbers differs, or whole numbers are wanted real."""
-    if not all(jax.dtypes.issubdtype(dtype, np.number) for dtype in (found, wanted)):
-        return False
-    orders = [
-        next(i for i, kind in enumerate(_KINDS) if jax.dtypes.issubdtype(dtype, kind))
-        for dtype in (found, wanted)
-    ]
-    return orders[0] <= orders[1]
-
-
-def _as_bytes(array: Any) -> np.ndarray[Any, Any]:
-    """Returns an array of strings as the kernels take them: objects, each bytes."""
-    flat = [item.encode() if isinstance(item, str) else item for item in np.ravel(array).tolist()]
-    others = sorted({type(item).__name__ for item in flat if not isinstance(item, bytes)})
-    if others:
-        raise errors.FeedTypeError(f"a tensor of strings was fed {', '.join(others)} among them")
-    strings = np.empty(len(flat), dtype=object)
-    strings[:] = flat
-    return strings.reshape(np.shape(array))
 
 
 def _plain_string(value: Any) -> Any:

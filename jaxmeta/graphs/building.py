@@ -22,8 +22,9 @@ from jaxmeta.graphs import (
     variables,
 )
 from jaxmeta.graphs.graph import Signature
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
-from jaxmeta.tracing import jaxprs, signature_nodes, static_arguments
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
+from jaxmeta.tracing import meshes, signature_nodes, static_arguments
 
 _PARAMETERS: Final = "params"  # the part of a state that optimizers change, by convention
 
@@ -125,17 +126,12 @@ class Graph(graph.GraphBuilder):
             (args, kwargs),
             is_leaf=signature_nodes.is_handle,
         )
-        try:
-            donated = tuple(pairs.values()) if donate else ()
-            traced = _trace(fn, leaf_specs[0], leaf_specs[1], donated)
-        except Exception as error:
-            signature_nodes.explain_symbolic_failure(error, name, leaf_specs)
-            raise
+        traced = _trace_signature(name, fn, leaf_specs, tuple(pairs.values()) if donate else ())
         static = static_arguments.find_static_arguments(name, fn, traced, *leaf_specs)
         pairs = {result: static.shift(argument) for result, argument in pairs.items()}
         placed: Any = ((), ())
         if hasattr(fn, "lower"):
-            placed = jaxprs.jit_shardings(static.bind(fn), *static.drop(*leaf_specs))
+            placed = meshes.jit_shardings(static.bind(fn), *static.drop(*leaf_specs))
         leaf_names = signature_nodes.name_leaves(fn, args, kwargs, static)
         arguments = static.drop(args, kwargs)
         leaves = jax.tree.leaves(arguments, is_leaf=signature_nodes.is_handle)
@@ -244,6 +240,18 @@ def _trainable_by_convention(paths: Sequence[str]) -> Callable[[str], bool]:
     if any(_PARAMETERS in path.split("/") for path in paths):
         return lambda path: path.split("/")[0] == _PARAMETERS
     return lambda path: True
+
+
+def _trace_signature(
+    name: str, fn: Callable[..., Any], leaf_specs: Any, donated: tuple[int, ...]
+) -> Any:
+    """Returns the trace of an entry point; JAX's errors get a note where sizes are symbolic."""
+    args, kwargs = leaf_specs
+    try:
+        return _trace(fn, args, kwargs, donated)
+    except Exception as error:
+        signature_nodes.explain_symbolic_failure(error, name, leaf_specs)
+        raise
 
 
 def _trace(

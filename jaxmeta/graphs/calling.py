@@ -15,9 +15,10 @@ import jax
 from jaxmeta import dtypes, errors, naming, specs, values
 from jaxmeta.graphs import elementary, function_library, nodes, same_sizes, shape_inference, staging
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.graphs.staging import NodeIndex, StagedNodes
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.tracing import dimensions, jaxprs, trace, unifying
 from jaxmeta.tracing.dimensions import Size
 

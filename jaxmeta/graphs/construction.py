@@ -13,7 +13,8 @@ import jax
 
 from jaxmeta.graphs import calling, differentiating, elementary, graph, minimizing, variables
 from jaxmeta.graphs.building import Graph, get_default_graph
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
 
 # --- tensors and operations --------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from jaxmeta import trees, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import function_library, renaming
 from jaxmeta.graphs.graph import GraphBuilder, Signature
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.meta_graphs import collection_registry
 from jaxmeta.tracing import signature_nodes
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from jaxmeta import dtypes, errors, naming, values
 from jaxmeta._proto import graph_pb2
-from jaxmeta.execution import executor, ordering, planning
+from jaxmeta.execution import executor, node_kernels, ordering
 from jaxmeta.graphs import calling, elementary, shape_inference
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
 from jaxmeta.graphs.staging import NodeIndex
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.ops import _definition
 
 _STOPS: Final = frozenset(("StopGradient", "PreventGradient"))  # derivatives do not pass these
@@ -287,7 +288,7 @@ class _Section:
                 continue
             found.pop(name, None)
             seen[name] = is_static
-            static = planning.static_inputs(node)
+            static = node_kernels.static_inputs(node)
             kernel = _definition.KERNELS.get(node.op)
             passes_on = is_static and not (kernel is not None and kernel.gives_sizes)
             for index, ref in enumerate(_data_inputs(node)):

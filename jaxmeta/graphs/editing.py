@@ -17,7 +17,8 @@ from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import ordering
 from jaxmeta.graphs import calling, copying, elementary, function_library, inlining, renaming
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
 
 _G = TypeVar("_G", bound=GraphBuilder)
 _Nodes = Mapping[str, graph_pb2.NodeDef]

@@ -14,8 +14,9 @@ import numpy as np
 from jaxmeta import dtypes, errors, specs, values
 from jaxmeta.graphs import nodes
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
 from jaxmeta.graphs.nodes import Edge
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.tracing import dimensions, jaxprs
 
 # --- edges and tensors -------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 from jaxmeta import errors, naming, op_defs, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.graphs import nodes
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
 from jaxmeta.graphs.nodes import NodeContainer
+from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.tracing import dimensions
 
 

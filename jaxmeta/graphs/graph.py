@@ -22,10 +22,10 @@ from jaxmeta.graphs import nodes
 from jaxmeta.graphs.control_dependencies import ControlDependencies
 from jaxmeta.graphs.elements import ElementContainer
 from jaxmeta.graphs.handles import Operation as Operation
-from jaxmeta.graphs.handles import SaveSliceInfo as SaveSliceInfo
 from jaxmeta.graphs.handles import Tensor as Tensor
-from jaxmeta.graphs.handles import Variable as Variable
 from jaxmeta.graphs.nodes import Edge as Edge
+from jaxmeta.graphs.variable_handles import SaveSliceInfo as SaveSliceInfo
+from jaxmeta.graphs.variable_handles import Variable as Variable
 from jaxmeta.tracing import jaxprs
 
 # What TensorFlow 2.21 writes; any later TensorFlow reads it.

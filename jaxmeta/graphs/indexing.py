@@ -13,7 +13,8 @@ import numpy as np
 from jaxmeta import errors
 from jaxmeta.graphs import calling
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
+from jaxmeta.graphs.variable_handles import Variable
 
 
 def needs_gather(index: Any) -> bool:

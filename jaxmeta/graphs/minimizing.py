@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxmeta import errors, naming, tree_keys
 from jaxmeta.graphs import calling, differentiating, elementary, graph, variables
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Operation, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
+from jaxmeta.graphs.variable_handles import Variable
 
 TRAIN_OP: Final = "train_op"
 

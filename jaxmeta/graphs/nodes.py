@@ -13,6 +13,7 @@ from jaxmeta import errors, naming, op_defs, values
 from jaxmeta._proto import graph_pb2
 
 KEY_IMPL_ATTR: Final = "_jax_key_impl"
+JAX_ATTR_PREFIX: Final = "_jax_"
 WEAK_TYPE_ATTR: Final = "_jax_weak_type"
 DIMS_ATTR: Final = "_jax_dims"  # on a placeholder: its sizes as text, where some are symbolic
 UNKNOWN_DIM: Final = "?"

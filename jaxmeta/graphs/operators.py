@@ -10,7 +10,8 @@ import numpy as np
 from jaxmeta import dtypes, errors, op_defs, values
 from jaxmeta.graphs import elementary
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Tensor, Variable
+from jaxmeta.graphs.handles import Tensor
+from jaxmeta.graphs.variable_handles import Variable
 
 # TensorFlow's op for each operator whose node has the operator's name.
 _ARITHMETIC: Final = {

@@ -115,7 +115,7 @@ def _is_default(op_def: graph_pb2.OpDef | None, name: str, value: graph_pb2.Attr
 
 def _is_rule(name: str, value: graph_pb2.AttrValue) -> bool:
     """Returns whether an attr holds a derivative rule, which does not change what a node gives."""
-    return name.startswith(_definition.JAX_ATTR_PREFIX) and bool(_named_functions(value))
+    return name.startswith(nodes.JAX_ATTR_PREFIX) and bool(_named_functions(value))
 
 
 def inline(

@@ -14,8 +14,9 @@ from jaxmeta import dtypes, errors, values
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.graphs import calling, elementary, graph, nodes
 from jaxmeta.graphs.graph import GraphBuilder
-from jaxmeta.graphs.handles import Operation, SaveSliceInfo, Tensor, Variable
+from jaxmeta.graphs.handles import Operation, Tensor
 from jaxmeta.graphs.nodes import Edge
+from jaxmeta.graphs.variable_handles import SaveSliceInfo, Variable
 from jaxmeta.tracing import jaxprs
 
 LOCAL_VARIABLES: Final = "local_variables"

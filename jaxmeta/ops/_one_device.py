@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxmeta.tracing import binding, jaxprs
+from jaxmeta.tracing import binding, jaxprs, meshes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _evaluate_eqn(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     inner = next((params[key] for key in _CALLED if key in params), None)
     if name in _CALLS and inner is not None:
         return _evaluate(inner, *operands)
-    plain = {key: None if key in jaxprs.SHARDING_PARAMS else params[key] for key in params}
+    plain = {key: None if key in meshes.SHARDING_PARAMS else params[key] for key in params}
     result = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(plain))
     return result if eqn.primitive.multiple_results else [result]
 

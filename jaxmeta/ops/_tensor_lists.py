@@ -3,7 +3,7 @@
 A list has one of two forms. `TensorList` holds its elements one by one: how many there are is
 known, and their shapes may differ. `StackedList` holds them as the rows of one array: that is what
 a compiled loop can carry, and what an index that is known only at run time can reach into. The
-functions here take either, and go over to the second form where they must.
+functions here bring lists to the second form; `_list_elements` reads and writes elements of either.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class StackedList:
     def __add__(self, other: Any) -> StackedList:
         """Returns the list of sums."""
         ours, theirs = map(common_form([self, other]).apply, [self, other])
-        rows = _map_values(lambda a, b: a + b, _with_arrays(ours), _with_arrays(theirs))
+        rows = map_values(lambda a, b: a + b, rows_as_arrays(ours), rows_as_arrays(theirs))
         return dataclasses.replace(ours, rows=rows)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
@@ -155,9 +155,6 @@ def is_same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-# --- forms -------------------------------------------------------------------------------------
-
-
 def length_of(items: AnyList) -> Any:
     """Returns how many elements a list has: a number where that is known."""
     return len(items.items) if isinstance(items, TensorList) else items.length
@@ -175,7 +172,7 @@ def element_of(items: AnyList) -> Any:
     found = None
     for item in items.items:
         if item is not None:
-            found = common_element(found, _spec(item))
+            found = common_element(found, spec_of(item))
     return found
 
 
@@ -183,18 +180,22 @@ def _declared_element(items: AnyList) -> Any:
     """Returns the spec of an array that a list was made for, or None if it does not say."""
     shape, number = items.element_shape, items.dtype_number
     is_full = shape is not None and min(shape, default=0) >= 0 and number != dtypes.VARIANT
-    return jax.ShapeDtypeStruct(shape, _dtype(number)) if is_full else None
+    return jax.ShapeDtypeStruct(shape, element_dtype(number)) if is_full else None
 
 
-def _without_constants(element: Any) -> Any:
-    return jax.tree.map(_as_spec, element, is_leaf=_is_leaf)
+def without_constants(element: Any) -> Any:
+    """Returns what `element_of` says, with specs of arrays in place of what is the same so far."""
+    return jax.tree.map(_as_spec, element, is_leaf=is_constant)
 
 
-def _dtype(number: int) -> Any:
+def element_dtype(number: int) -> Any:
+    """Returns the dtype that JAX has for a DataType number."""
     return jax.dtypes.canonicalize_dtype(dtypes.dtype_from_number(number))
 
 
-def _spec(item: Any) -> Any:
+def spec_of(item: Any) -> Any:
+    """Returns a tree like an element that is given; see `element_of`."""
+
     def leaf(value: Any) -> Any:
         if isinstance(value, (Constant, jax.ShapeDtypeStruct)):
             return value
@@ -205,7 +206,8 @@ def _spec(item: Any) -> Any:
     return jax.tree.map(leaf, item)
 
 
-def _is_leaf(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
+    """Returns whether a leaf of rows is the same in all of them."""
     return isinstance(value, Constant)
 
 
@@ -229,8 +231,8 @@ def common_element(a: Any, b: Any) -> Any:
         return b if a is None else a
     leaves: list[Any]
     treedef: Any
-    leaves, treedef = jax.tree.flatten(a, is_leaf=_is_leaf)
-    others, other_treedef = jax.tree.flatten(b, is_leaf=_is_leaf)
+    leaves, treedef = jax.tree.flatten(a, is_leaf=is_constant)
+    others, other_treedef = jax.tree.flatten(b, is_leaf=is_constant)
     if treedef != other_treedef:
         raise errors.UnsupportedOpError("a list has elements of different kinds")
     merged = []
@@ -264,11 +266,11 @@ def stacked(
     element = common_element(element_of(items), element)
     element = _declared_element(items) if element is None else element
     if isinstance(items, TensorList) and any(item is None for item in items.items):
-        element = _without_constants(element)  # what was not set is zeros
+        element = without_constants(element)  # what was not set is zeros
     if element is None:
         raise errors.UnsupportedOpError("the shape of a list's elements is not known")
     capacity = max(capacity_of(items), capacity or 0)
-    specs, treedef = jax.tree.flatten(element, is_leaf=_is_leaf)
+    specs, treedef = jax.tree.flatten(element, is_leaf=is_constant)
     if isinstance(items, StackedList):
         columns = [_grown(rows, items, capacity) for rows in _columns(items.rows, treedef)]
     else:
@@ -310,12 +312,13 @@ def _column(flat: Sequence[Any], place: int, spec: Any, capacity: int) -> Any:
     if all(leaves is None for leaves in flat):
         return jnp.zeros((capacity, *spec.shape), spec.dtype)
     zeros = np.zeros(spec.shape, spec.dtype)
-    given = [zeros if leaves is None else _plain(leaves[place]) for leaves in flat]
+    given = [zeros if leaves is None else plain_value(leaves[place]) for leaves in flat]
     given += [zeros] * (capacity - len(given))
     return jnp.stack([jnp.asarray(row, spec.dtype) for row in given])
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Returns what a `Constant` holds; other values as they are."""
     return value.value if isinstance(value, Constant) else value
 
 
@@ -327,13 +330,13 @@ def _filled(column: Any, spec: Any, capacity: int) -> Any:
     return jnp.broadcast_to(row, (capacity, *spec.shape))
 
 
-def _with_arrays(items: StackedList) -> Any:
+def rows_as_arrays(items: StackedList) -> Any:
     """Returns the rows of a list as arrays, those that are constants too."""
 
     def fill(rows: Any) -> Any:
-        return _filled(rows, _as_spec(rows), items.capacity) if _is_leaf(rows) else rows
+        return _filled(rows, _as_spec(rows), items.capacity) if is_constant(rows) else rows
 
-    return jax.tree.map(fill, items.rows, is_leaf=_is_leaf)
+    return jax.tree.map(fill, items.rows, is_leaf=is_constant)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -379,200 +382,14 @@ def common_form(lists: Sequence[AnyList]) -> ListForm:
     )
 
 
-# --- elements ----------------------------------------------------------------------------------
-
-
-def zeros_of_element(shape: Any, dtype: Any, others: Sequence[Any]) -> Any:
-    """Returns zeros in place of an element that was not set.
-
-    Raises:
-        InvalidArgumentError: neither the shape is known, nor that of another element.
-    """
-    is_known_shape = shape is not None and all(n is not None and n >= 0 for n in shape)
-    if not is_known_shape:
-        shape = next((np.shape(other) for other in others if other is not None), None)
-    if shape is None:
-        raise errors.InvalidArgumentError("an element was read that was never written")
-    return jnp.zeros(tuple(shape), dtype)
-
-
-def get(items: AnyList, index: Any, element_shape: tuple[int, ...] | None = None) -> Any:
-    """Returns an element; zeros where it was not set. The index is one that the list has."""
-    if isinstance(items, TensorList):
-        if is_known(index):
-            value = items.items[int(index)]
-            if value is not None:
-                return value
-            shape = element_shape
-            if shape is None or min(shape, default=0) < 0:
-                shape = items.element_shape
-            return zeros_of_element(shape, _dtype(items.dtype_number), items.items)
-        is_full = element_shape is not None and min(element_shape, default=0) >= 0
-        known = dataclasses.replace(items, element_shape=element_shape) if is_full else items
-        items = stacked(known)
-
-    def row(rows: Any) -> Any:
-        if isinstance(rows, Constant):
-            return rows.value
-        return jax.lax.dynamic_index_in_dim(rows, _index(index), keepdims=False)
-
-    return jax.tree.map(row, items.rows, is_leaf=_is_leaf)
-
-
-def _index(index: Any) -> Any:
-    return index if not is_known(index) else int(index)
-
-
-def put(items: AnyList, index: Any, value: Any, *, adds: bool = False) -> AnyList:
-    """Returns the list with an element set, or added to. The index is one that the list has."""
-    if isinstance(items, TensorList) and is_known(index):
-        elements = list(items.items)
-        old = elements[int(index)]
-        elements[int(index)] = value if old is None or not adds else old + value
-        return items.replaced(elements)
-    is_sealed = isinstance(items, StackedList) and items.is_sealed
-    try:
-        made = stacked(items, _spec(value), is_sealed=is_sealed)
-    except errors.UnsupportedOpError:
-        if not (isinstance(items, StackedList) and is_known(index) and is_known(items.length)):
-            raise
-        return put(unstacked(items), index, value, adds=adds)
-    treedef: Any = jax.tree.structure(made.rows, is_leaf=_is_leaf)
-    leaves = treedef.flatten_up_to(value)
-    given = iter(leaves)
-
-    def set_row(rows: Any) -> Any:
-        leaf = next(given)
-        if isinstance(rows, Constant):
-            return rows
-        row = jnp.asarray(_plain(leaf), rows.dtype)
-        if adds:
-            row = row + jax.lax.dynamic_index_in_dim(rows, _index(index), keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(rows, row, _index(index), 0)
-
-    return dataclasses.replace(made, rows=jax.tree.map(set_row, made.rows, is_leaf=_is_leaf))
-
-
-def unstacked(items: AnyList) -> TensorList:
-    """Returns a list of known length as its elements one by one."""
-    if isinstance(items, TensorList):
-        return items
-    elements = tuple(get(items, index) for index in range(int(items.length)))
-    return TensorList(elements, items.element_shape, items.dtype_number)
-
-
-def push(items: AnyList, value: Any) -> AnyList:
-    """Returns the list with an element more at its end."""
-    if isinstance(items, TensorList):
-        return items.replaced((*items.items, value))
-    has_place = items.is_sealed or (isinstance(items.length, int) and items.length < items.capacity)
-    if not has_place:
-        items = stacked(items, _spec(value), items.capacity + 1)
-    made = put(items, items.length, value)
-    assert isinstance(made, StackedList)
-    return dataclasses.replace(made, length=items.length + 1)
-
-
-def pop(items: AnyList, element_shape: tuple[int, ...] | None = None) -> tuple[AnyList, Any]:
-    """Returns the list without its last element, and that; there is one."""
-    if isinstance(items, TensorList):
-        last = get(items, len(items.items) - 1, element_shape)
-        return items.replaced(items.items[:-1]), last
-    length = items.length - 1
-    return dataclasses.replace(items, length=length), get(items, length)
-
-
-def resized(items: AnyList, size: Any) -> AnyList:
-    """Returns the list with its last elements dropped, or more that are not set.
-
-    Raises:
-        UnsupportedOpError: the size is traced.
-    """
-    if not (is_known(size) and is_known(length_of(items))):
-        raise errors.UnsupportedOpError("a list gets a size that is not known while tracing")
-    items, size = unstacked(items), int(size)
-    return items.replaced((*items.items[:size], *[None] * (size - len(items.items))))
-
-
-def lengthened(items: AnyList, value: Any, length: Any) -> StackedList:
-    """Returns the list with places for an element more, and a length that is traced.
-
-    Args:
-        items: the list.
-        value: what its elements are like.
-        length: how many elements it has then.
-    """
-    is_sealed = isinstance(items, StackedList) and items.is_sealed
-    capacity = capacity_of(items) + (not is_sealed)
-    element = _without_constants(_spec(value))
-    made = stacked(items, element, capacity, is_sealed=is_sealed)
-    return dataclasses.replace(made, length=length)
-
-
-def joined(items: AnyList) -> list[Any]:
-    """Returns the elements joined along their first axis, and how much each has of it."""
-    if isinstance(items, StackedList):
-        rows = all_rows(items)
-        lengths = np.full(len(rows), rows.shape[1], np.int64)
-        return [jnp.reshape(rows, (-1, *rows.shape[2:])), lengths]
-    rows = [get(items, index) for index in range(len(items.items))]
-    lengths = np.asarray([row.shape[0] for row in rows], np.int64)
-    return [jnp.concatenate(rows), lengths]
-
-
-def all_rows(items: AnyList, element_shape: tuple[int, ...] | None = None) -> Any:
-    """Returns the elements as the rows of one array.
-
-    Raises:
-        UnsupportedOpError: how many there are is not known while tracing.
-    """
-    if isinstance(items, StackedList):
-        if not isinstance(items.length, int):
-            raise errors.UnsupportedOpError("the length of a list is not known while tracing")
-        rows = _with_arrays(items)
-        return rows if items.length == items.capacity else rows[: items.length]
-    elements = [get(items, index, element_shape) for index in range(len(items.items))]
-    return jnp.stack(elements) if elements else no_rows(items, element_shape)
-
-
-def no_rows(items: AnyList, element_shape: Sequence[int | None] | None) -> Any:
-    """Returns the array of no elements of a list."""
-    shape = element_shape if element_shape is not None else items.element_shape
-    sizes = [max(size or 0, 0) for size in shape or ()]
-    return jnp.zeros((0, *sizes), _dtype(items.dtype_number))
-
-
-def some_rows(items: AnyList, indices: Any, element_shape: Any = None) -> Any:
-    """Returns elements as the rows of one array."""
-    if is_known(indices) and isinstance(items, TensorList):
-        rows = [get(items, index, element_shape) for index in np.asarray(indices).tolist()]
-        return jnp.stack(rows) if rows else no_rows(items, element_shape)
-    is_range = is_known(indices) and isinstance(length_of(items), int)
-    if is_range and is_same(np.asarray(indices), np.arange(length_of(items), dtype=np.int32)):
-        return all_rows(items, element_shape)
-    return jnp.take(_with_arrays(stacked(items)), jnp.asarray(indices), axis=0)
-
-
-def from_rows(array: Any, element_shape: tuple[int, ...] | None, dtype_number: int) -> StackedList:
-    """Returns the list of the rows of an array."""
-    return StackedList(array, len(array), len(array), element_shape, dtype_number)
-
-
-def zeros_like(items: AnyList) -> AnyList:
-    """Returns a list of zeros."""
-    if isinstance(items, TensorList):
-        return items.replaced([_map_values(jnp.zeros_like, item) for item in items.items])
-    return dataclasses.replace(items, rows=_map_values(jnp.zeros_like, _with_arrays(items)))
-
-
-def _map_values(fn: Callable[..., Any], first: Any, *others: Any) -> Any:
+def map_values(fn: Callable[..., Any], first: Any, *others: Any) -> Any:
     """Returns what a function makes of the elements of lists, lists in lists too; None stays."""
     if first is None:
         return None
     if isinstance(first, StackedList):
-        rows = _map_values(fn, first.rows, *(other.rows for other in others))
+        rows = map_values(fn, first.rows, *(other.rows for other in others))
         return dataclasses.replace(first, rows=rows)
     if isinstance(first, TensorList):
         columns = zip(first.items, *(other.items for other in others), strict=True)
-        return first.replaced([_map_values(fn, *column) for column in columns])
+        return first.replaced([map_values(fn, *column) for column in columns])
     return jax.tree.map(fn, first, *others)

@@ -24,7 +24,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
-from jaxmeta.tracing import binding, eqn_params, jaxprs
+from jaxmeta.tracing import binding, eqn_params, meshes
 
 # --- jit ---------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def lower_jit(
 
 def _sharding_params(ctx: LoweringContext, inputs: Any, outputs: Any) -> dict[str, Any]:
     sides = [
-        [None if jaxprs.is_unspecified(sharding) else sharding for sharding in side]
+        [None if meshes.is_unspecified(sharding) else sharding for sharding in side]
         for side in (inputs, outputs)
     ]
     try:

@@ -25,14 +25,14 @@ from jaxmeta.ops._definition import (
     u32,
 )
 from jaxmeta.ops._scales import converts_scales, lower_conversion
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import jaxprs, meshes
 
 
 @lowering("convert_element_type")
 def lower_convert_element_type(
     ctx: LoweringContext, x: Edge, *, new_dtype: Any, weak_type: bool, sharding: Any
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(sharding):
+    if not meshes.is_trivial_sharding(sharding):
         raise ctx.unsupported("a sharding on convert_element_type cannot be expressed")
     if converts_scales(ctx):
         return lower_conversion(ctx, x, new_dtype, weak_type=bool(weak_type))

@@ -23,7 +23,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import meshes
 
 
 def _names(ctx: LoweringContext, axes: Any) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _reduce_positions(
 
 def _lower_psum(ctx: LoweringContext, x: Edge, axes: Any, axis_index_groups: Any) -> list[Edge]:
     names = _names(ctx, axes)
-    count = jaxprs.axis_size(names) if axis_index_groups is None else len(axis_index_groups[0])
+    count = meshes.axis_size(names) if axis_index_groups is None else len(axis_index_groups[0])
     return ctx.composite(
         ctx.eqn.primitive.name,
         lambda a: a * np.asarray(count, a.dtype),
@@ -279,7 +279,7 @@ def lower_all_to_all(
     tiled: bool,
 ) -> list[Edge]:
     names = _names(ctx, axis_name)
-    count = jaxprs.axis_size(names) if axis_index_groups is None else len(axis_index_groups[0])
+    count = meshes.axis_size(names) if axis_index_groups is None else len(axis_index_groups[0])
 
     def run(a: Any) -> Any:
         part = lax.slice_in_dim(a, 0, a.shape[split_axis] // count, 1, split_axis)
@@ -311,7 +311,7 @@ def restore_all_to_all(
 ) -> Any:
     groups = _read_groups(group_sizes, group_members)
     names = _text(axis_name)
-    return jaxprs.bind_all_to_all(
+    return meshes.bind_all_to_all(
         x, names[0] if len(names) == 1 else names, split_axis, concat_axis, groups, tiled=tiled
     )
 

@@ -13,7 +13,6 @@ from jax import lax
 
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
-    Flow,
     LoweringContext,
     bools,
     declare_flow,
@@ -25,6 +24,7 @@ from jaxmeta.ops._definition import (
     restores,
     u32,
 )
+from jaxmeta.ops._kernels import Flow
 from jaxmeta.ops._operands import BOOL
 from jaxmeta.ops._pointwise import INTS, PAIR, TINY, binary, broadcast, node_or_wider, takes
 from jaxmeta.tracing import jaxprs

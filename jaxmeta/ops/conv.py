@@ -17,7 +17,7 @@ from jaxmeta.ops._definition import LoweringContext, Spec, example, f32, i32, ke
 from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._operands import ints
 from jaxmeta.ops._window import Pads, pairs, same_padding
-from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing import dimensions, meshes
 
 # ConvDimensionNumbers of images in NHWC and filters in HWIO, the only layout Conv2D has on CPU.
 _NHWC: Final = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -43,37 +43,21 @@ def lower_conv_general_dilated(
     preferred_element_type: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on conv_general_dilated cannot be expressed")
     assert lhs.shape is not None
     assert rhs.shape is not None
     pads, strides = pairs(padding), ints(window_strides)
     is_preferred = preferred_element_type is not None
-    out_number = dtypes.dtype_to_number(ctx.out_avals[0].dtype)
-    padding_attrs = None
-    if (
-        tuple(map(tuple, dimension_numbers)) == _NHWC
-        and set(ints(lhs_dilation)) == {1}
-        and batch_group_count == 1
-        and lhs.number == rhs.number == out_number
-        and lhs.number in _CONV2D_NUMBERS
-        and dimensions.holds(lambda: all(side >= 0 for pair in pads for side in pair))
-        and 0 not in (*lhs.shape, *rhs.shape, *ctx.out_avals[0].shape)
-    ):
-        padding_attrs = _padding_attrs(
-            ints(lhs.shape[1:3]), ints(rhs.shape[:2]), strides, pads, ints(rhs_dilation)
-        )
-    if padding_attrs is not None:
-        return _conv2d(
-            ctx,
-            lhs,
-            rhs,
-            strides,
-            ints(rhs_dilation),
-            padding_attrs,
-            precision,
-            is_preferred=is_preferred,
-        )
+    is_nhwc = tuple(map(tuple, dimension_numbers)) == _NHWC
+    is_plain = is_nhwc and set(ints(lhs_dilation)) == {1} and batch_group_count == 1
+    if is_plain and _may_be_conv2d(ctx, lhs, rhs, pads):
+        rates = ints(rhs_dilation)
+        attrs = _padding_attrs(ints(lhs.shape[1:3]), ints(rhs.shape[:2]), strides, pads, rates)
+        if attrs is not None:
+            return _conv2d(
+                ctx, lhs, rhs, strides, rates, attrs, precision, is_preferred=is_preferred
+            )
     return ctx.node(
         "XlaConvV2",
         lhs,
@@ -88,6 +72,19 @@ def lower_conv_general_dilated(
         preferred_element_type=ctx.out_avals[0].dtype,
         batch_group_count=int(batch_group_count),
         _jax_is_preferred=is_preferred,
+    )
+
+
+def _may_be_conv2d(
+    ctx: LoweringContext, lhs: Edge, rhs: Edge, pads: Sequence[tuple[Any, Any]]
+) -> bool:
+    """Returns whether Conv2D has kernels for such an image and filter, neither of them empty."""
+    out = ctx.out_avals[0]
+    return (
+        lhs.number == rhs.number == dtypes.dtype_to_number(out.dtype)
+        and lhs.number in _CONV2D_NUMBERS
+        and dimensions.holds(lambda: all(side >= 0 for pair in pads for side in pair))
+        and 0 not in (*(lhs.shape or ()), *(rhs.shape or ()), *out.shape)
     )
 
 

@@ -14,7 +14,7 @@ from jaxmeta import dtypes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, i32, kernel, lowering, restores
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing import dimensions, jaxprs, meshes
 from jaxmeta.tracing.sizes import as_array
 
 
@@ -32,7 +32,7 @@ def lower_iota(
     dimension: int,
     sharding: Any,
 ) -> list[Edge]:
-    if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
+    if dynamic_sizes or not meshes.is_trivial_sharding(sharding):
         raise ctx.unsupported("iota with a dynamic shape or a sharding")
     sizes = ints(shape)
     if len(sizes) == 1 and _range_takes(dtype):
@@ -83,7 +83,7 @@ example(lambda x: x + lax.iota(np.int32, 5), i32(5), gradient=False)
 
 @lowering("empty")
 def lower_empty(ctx: LoweringContext, *, shape: Any, dtype: Any, out_sharding: Any) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on empty cannot be expressed")
     sizes = ints(shape)
     zeros = functools.partial(jnp.zeros, sizes, dtype)

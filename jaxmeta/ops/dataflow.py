@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxmeta import errors
 from jaxmeta.ops._dataflow_values import DEAD, Optional
-from jaxmeta.ops._definition import Flow, kernel
+from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._kernels import Flow
 
 # --- dataflow ----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.ops._matrices import broadcast_batches
 from jaxmeta.ops._operands import is_complex
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import meshes
 
 # Which of MatMul's flags say a contraction of two matrices, by the contracted axes.
 _MATMUL_FLAGS = {
@@ -45,7 +45,7 @@ def lower_dot_general(
     preferred_element_type: Any,
     out_sharding: Any,
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on dot_general cannot be expressed")
     numbers = _plain(dimension_numbers)
     preferred = preferred_element_type is not None

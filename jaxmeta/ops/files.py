@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxmeta.execution.queue_resources import Queue
 from jaxmeta.execution.reader_resources import FileReader, Reader, WholeReader
 from jaxmeta.ops._compression import decompress
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._shared_resources import shared_resource
 from jaxmeta.ops._string_arrays import map_strings, scalar_string, string_array
 
 
@@ -43,21 +44,12 @@ def matching_files(state: Any, pattern: Any) -> Any:
 # --- readers -------------------------------------------------------------------------------------
 
 
-def _shared(
-    state: Any, node_name: str, shared_name: bytes, container: bytes, make: Callable[[], Reader]
-) -> Reader:
-    """Returns the session's reader of a name, which is made where it is not there yet."""
-    key = ("reader", container, shared_name.decode() or node_name)
-    reader: Reader = state.resources.get_or_make(key, make)
-    return reader
-
-
 @kernel("IdentityReader", "IdentityReaderV2", is_host=True)
 def identity_reader(state: Any, *, container: bytes, shared_name: bytes, node_name: str) -> Reader:
     def make() -> Reader:
         return WholeReader(node_name, state.resources.files, is_identity=True)
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("reader", state, node_name, shared_name, container, make)
 
 
 @kernel("WholeFileReader", "WholeFileReaderV2", is_host=True)
@@ -67,7 +59,7 @@ def whole_file_reader(
     def make() -> Reader:
         return WholeReader(node_name, state.resources.files, is_identity=False)
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("reader", state, node_name, shared_name, container, make)
 
 
 @kernel("TextLineReader", "TextLineReaderV2", is_host=True)
@@ -78,7 +70,7 @@ def text_line_reader(
         records = functools.partial(reader_resources.lines, skip=skip_header_lines)
         return FileReader(node_name, state.resources.files, records)
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("reader", state, node_name, shared_name, container, make)
 
 
 @kernel("FixedLengthRecordReader", is_host=True)
@@ -132,7 +124,7 @@ def fixed_length_record_reader_v2(
 
         return FileReader(node_name, state.resources.files, records)
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("reader", state, node_name, shared_name, container, make)
 
 
 @kernel("TFRecordReader", "TFRecordReaderV2", is_host=True)
@@ -146,7 +138,7 @@ def tf_record_reader(
             lambda file: reader_resources.tf_records(_uncompressed(file, compression_type)),
         )
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("reader", state, node_name, shared_name, container, make)
 
 
 def _uncompressed(file: BinaryIO, kind: bytes) -> BinaryIO:

@@ -15,7 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import (
     PRIMITIVE_ATTR,
-    Flow,
     LoweringContext,
     example,
     f32,
@@ -24,6 +23,7 @@ from jaxmeta.ops._definition import (
     lowering,
     restores,
 )
+from jaxmeta.ops._kernels import Flow
 from jaxmeta.tracing import jaxprs
 
 

@@ -14,20 +14,19 @@ import numpy as np
 from jaxmeta import dtypes, errors
 from jaxmeta.execution.queue_resources import PaddingQueue, Queue, RandomShuffleQueue
 from jaxmeta.ops._definition import kernel
-
-
-def _shared(state: Any, node_name: str, shared_name: bytes, container: bytes, make: Any) -> Queue:
-    """Returns the session's queue of a name, which is made where it is not there yet."""
-    key = ("queue", container, shared_name.decode() or node_name)
-    queue: Queue = state.resources.get_or_make(key, make)
-    return queue
+from jaxmeta.ops._shared_resources import shared_resource
 
 
 def _maker(
-    kind: Callable[..., Queue], name: str, capacity: int, types: Sequence[int], shapes: Any
+    kind: Callable[..., Queue],
+    name: str,
+    capacity: int,
+    types: Sequence[int],
+    shapes: Any,
+    **options: Any,
 ) -> Callable[[], Queue]:
     numpy_types = [dtypes.dtype_from_number(number) for number in types]
-    return lambda: kind(name, capacity, numpy_types, shapes or ())
+    return lambda: kind(name, capacity, numpy_types, shapes or (), **options)
 
 
 @kernel("FIFOQueue", "FIFOQueueV2", is_host=True)
@@ -42,7 +41,7 @@ def fifo_queue(
     node_name: str,
 ) -> Queue:
     make = _maker(Queue, node_name, capacity, component_types, shapes)
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 @kernel("PaddingFIFOQueue", "PaddingFIFOQueueV2", is_host=True)
@@ -57,7 +56,7 @@ def padding_fifo_queue(
     node_name: str,
 ) -> Queue:
     make = _maker(PaddingQueue, node_name, capacity, component_types, shapes)
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 @kernel("RandomShuffleQueue", "RandomShuffleQueueV2", is_host=True)
@@ -74,17 +73,16 @@ def random_shuffle_queue(
     shared_name: bytes,
     node_name: str,
 ) -> Queue:
-    def make() -> Queue:
-        return RandomShuffleQueue(
-            node_name,
-            capacity,
-            [dtypes.dtype_from_number(number) for number in component_types],
-            shapes or (),
-            min_after_dequeue=min_after_dequeue,
-            seed=hash((seed, seed2)) if seed or seed2 else None,
-        )
-
-    return _shared(state, node_name, shared_name, container, make)
+    make = _maker(
+        RandomShuffleQueue,
+        node_name,
+        capacity,
+        component_types,
+        shapes,
+        min_after_dequeue=min_after_dequeue,
+        seed=hash((seed, seed2)) if seed or seed2 else None,
+    )
+    return shared_resource("queue", state, node_name, shared_name, container, make)
 
 
 # TensorFlow ignores the ops' own attr timeout_ms ("not supported yet").

@@ -13,7 +13,7 @@ from jaxmeta import dtypes, xla_attrs
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops._definition import LoweringContext, example, f32, lowering, restores
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import meshes
 
 
 @lowering("ragged_dot_general")
@@ -29,7 +29,7 @@ def lower_ragged_dot_general(
     group_offset: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if group_offset is not None or not jaxprs.is_trivial_sharding(out_sharding):
+    if group_offset is not None or not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("a group_offset or out_sharding cannot be expressed")
     numbers = ragged_dot_dimension_numbers
     (contract, batch) = numbers.dot_dimension_numbers

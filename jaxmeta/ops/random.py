@@ -37,7 +37,7 @@ from jaxmeta.ops._keys import (
     wrap,
 )
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import jaxprs, meshes
 
 # --- bits --------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def lower_rng_bit_generator(
     algorithm: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("rng_bit_generator with a sharding")
     sizes, wanted = ints(shape), np.dtype(dtype)
     generated = wanted if wanted.itemsize >= UINT32.itemsize else UINT32

@@ -25,7 +25,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._operands import BOOL, ints
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import meshes
 from jaxmeta.values import FunctionRef
 
 
@@ -37,7 +37,7 @@ def _reduction(op: str, primitive: str, fn: Callable[..., Any], *specs: Any) -> 
     """Registers a reduction over axes."""
 
     def lower(ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None) -> list[Edge]:
-        if not jaxprs.is_trivial_sharding(out_sharding):
+        if not meshes.is_trivial_sharding(out_sharding):
             raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
         return ctx.node(op, x, ctx.constant([int(axis) for axis in axes], np.int32))
 
@@ -79,7 +79,7 @@ kernel("Any", static=("reduction_indices",))(_over_axes(lax.reduce_or))
 def lower_reduce_bits(
     ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
     name, places = ctx.eqn.primitive.name, ints(axes)
     is_and = name == "reduce_and"
@@ -125,7 +125,7 @@ def lower_reduce(
     out_sharding: Any = None,
 ) -> list[Edge]:
     del computation  # the jaxpr is traced from it
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
     count = len(operands_and_inits) // 2
     return ctx.node(
@@ -167,7 +167,7 @@ example(
 def lower_reduce_xor(
     ctx: LoweringContext, x: Edge, *, axes: Any, out_sharding: Any = None
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on a reduction cannot be expressed")
     places = tuple(int(axis) for axis in axes)
 

@@ -25,7 +25,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing import dimensions, meshes
 
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -45,7 +45,7 @@ def lower_reshape(
     ctx: LoweringContext, x: Edge, *, new_sizes: Any, dimensions: Any, sharding: Any
 ) -> list[Edge]:
     del new_sizes  # the result's shape
-    if not jaxprs.is_trivial_sharding(sharding):
+    if not meshes.is_trivial_sharding(sharding):
         raise ctx.unsupported("a reshape with a sharding cannot be expressed")
     sizes = tuple(ctx.out_avals[0].shape)
     if dimensions is None:
@@ -135,7 +135,7 @@ def lower_broadcast_in_dim(
     sharding: Any,
 ) -> list[Edge]:
     del shape  # the result's
-    if dynamic_sizes or not jaxprs.is_trivial_sharding(sharding):
+    if dynamic_sizes or not meshes.is_trivial_sharding(sharding):
         raise ctx.unsupported("broadcast_in_dim with a dynamic shape or a sharding")
     out_shape = ctx.out_avals[0].shape
     rank = len(out_shape)

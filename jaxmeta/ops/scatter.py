@@ -73,16 +73,11 @@ def lower_scatter(
         update_jaxpr = jaxprs.with_constants(update_jaxpr, update_consts)
     assert indices.shape is not None
     assert updates.shape is not None
-    update_rank, key_rank = len(updates.shape), ctx.key_rank
-    numbers = dimension_numbers._replace(
-        update_window_dims=(
-            *dimension_numbers.update_window_dims,
-            *range(update_rank - key_rank, update_rank),
-        )
-    )
+    numbers = _with_key_axes(dimension_numbers, len(updates.shape), ctx.key_rank)
     content = xla_attrs.scatter_to_bytes(numbers, len(indices.shape))
     name = ctx.eqn.primitive.name
     is_apply = name == "scatter" and update_jaxpr is not None
+    applied = _computation.function_ref(ctx, update_jaxpr, "update") if is_apply else None
     if mode == Mode.CLIP or indices.number not in INDEX_NUMBERS or _is_bool_extremum(ctx, x):
         return ctx.composite(
             name,
@@ -94,18 +89,14 @@ def lower_scatter(
             indices_are_sorted=indices_are_sorted,
             unique_indices=unique_indices,
             mode=mode.name,
-            update=_computation.function_ref(ctx, update_jaxpr, "update") if is_apply else None,
+            update=applied,
         )
     attrs: dict[str, Any] = {}
     if mode != Mode.FILL_OR_DROP:
         attrs["_jax_mode"] = mode.name
     if unique_indices:
         attrs["_jax_unique_indices"] = True
-    if is_apply:
-        update = _computation.function_ref(ctx, update_jaxpr, "update")
-    else:
-        dtype = dtypes.dtype_from_number(x.number)
-        update = _computation.function_of_scalars(ctx, _SCATTERS[name][1], name, (dtype, dtype))
+    update = applied or _update_function(ctx, x)
     return ctx.node(
         "XlaScatter",
         x,
@@ -116,6 +107,21 @@ def lower_scatter(
         indices_are_sorted=indices_are_sorted,
         **attrs,
     )
+
+
+def _with_key_axes(
+    numbers: lax.ScatterDimensionNumbers, update_rank: int, key_rank: int
+) -> lax.ScatterDimensionNumbers:
+    """Returns the dimension numbers where updates end in the data of typed keys."""
+    keys = range(update_rank - key_rank, update_rank)
+    return numbers._replace(update_window_dims=(*numbers.update_window_dims, *keys))
+
+
+def _update_function(ctx: LoweringContext, x: Edge) -> Any:
+    """Returns the function that combines an element with its update."""
+    name = ctx.eqn.primitive.name
+    dtype = dtypes.dtype_from_number(x.number)
+    return _computation.function_of_scalars(ctx, _SCATTERS[name][1], name, (dtype, dtype))
 
 
 def _is_bool_extremum(ctx: LoweringContext, x: Edge) -> bool:

@@ -28,7 +28,7 @@ from jaxmeta.ops._definition import (
 )
 from jaxmeta.ops._one_device import run_on_one_device, spread_of
 from jaxmeta.ops._operands import avals_of
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import jaxprs, meshes
 
 
 @lowering("shard_map")
@@ -48,7 +48,7 @@ def lower_shard_map(
         specs = [tuple(map(shardings.spec_to_text, side)) for side in (in_specs, out_specs)]
     except errors.ShardingError as error:
         raise ctx.unsupported(str(error)) from None
-    body = jaxprs.inside_shard_map(
+    body = meshes.inside_shard_map(
         mesh, manual, check_vma, lambda: ctx.function(jaxpr, "shard_map_body")
     )
     function, has_form = _one_device_form(ctx, inputs)
@@ -78,7 +78,7 @@ def _one_device_form(ctx: LoweringContext, inputs: tuple[Edge, ...]) -> tuple[st
         return run_on_one_device(params["jaxpr"], spread_of(params), arrays)
 
     try:
-        if jaxprs.is_inside_shard_map():  # whose own form has that of this one in it
+        if meshes.is_inside_shard_map():  # whose own form has that of this one in it
             raise NotImplementedError
         jaxpr = jaxprs.make_jaxpr(run, avals)
     except NotImplementedError:
@@ -112,7 +112,7 @@ def restore_shard_map(
     is_mesh_needed: bool = False,
 ) -> Any:
     recorded = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
-    is_nested = jaxprs.is_inside_shard_map()
+    is_nested = meshes.is_inside_shard_map()
     if not is_nested and not library.placement.has_recorded_shape(recorded):
         if is_mesh_needed:
             sizes = ", ".join(f"{name}={n}" for name, n in shardings.shape_of(recorded).items())

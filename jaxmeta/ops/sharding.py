@@ -28,7 +28,7 @@ from jaxmeta.ops._definition import (
     restores,
 )
 from jaxmeta.ops._operands import ints
-from jaxmeta.tracing import jaxprs
+from jaxmeta.tracing import jaxprs, meshes
 
 # --- constraints and moves ---------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ def lower_explicit(ctx: LoweringContext, inputs: Sequence[Edge]) -> list[Edge]:
     if describe is None or len(ctx.eqn.outvars) != 1:
         raise ctx.unsupported(f"an out_sharding on {name} cannot be expressed")
     params = dict(ctx.eqn.params)
-    (key,) = [key for key in params if key in jaxprs.SHARDING_PARAMS and params[key] is not None]
+    (key,) = [key for key in params if key in meshes.SHARDING_PARAMS and params[key] is not None]
     sharding = params.pop(key)
     run, _ = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn.replace(params={**params, key: None}))
     mark = _mark(ctx, name, sharding)

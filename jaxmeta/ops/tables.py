@@ -14,13 +14,7 @@ import numpy as np
 from jaxmeta import dtypes, errors
 from jaxmeta.execution.table_resources import DenseTable, StaticTable, Table
 from jaxmeta.ops._definition import kernel
-
-
-def _shared(state: Any, node_name: str, shared_name: bytes, container: bytes, make: Any) -> Table:
-    """Returns the session's table of a name, which is made where it is not there yet."""
-    key = ("table", container, shared_name.decode() or node_name)
-    table: Table = state.resources.get_or_make(key, make)
-    return table
+from jaxmeta.ops._shared_resources import shared_resource
 
 
 def _types(key_dtype: int, value_dtype: int) -> tuple[Any, Any]:
@@ -40,7 +34,7 @@ def hash_table(
     def make() -> Table:
         return StaticTable(node_name, *_types(key_dtype, value_dtype))
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("table", state, node_name, shared_name, container, make)
 
 
 @kernel("MutableHashTable", "MutableHashTableV2", is_host=True)
@@ -56,7 +50,7 @@ def mutable_hash_table(
     def make() -> Table:
         return Table(node_name, *_types(key_dtype, value_dtype))
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("table", state, node_name, shared_name, container, make)
 
 
 @kernel("MutableHashTableOfTensors", "MutableHashTableOfTensorsV2", is_host=True)
@@ -73,7 +67,7 @@ def mutable_hash_table_of_tensors(
     def make() -> Table:
         return Table(node_name, *_types(key_dtype, value_dtype), value_shape)
 
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("table", state, node_name, shared_name, container, make)
 
 
 @kernel("MutableDenseHashTable", "MutableDenseHashTableV2", is_host=True)
@@ -89,7 +83,7 @@ def mutable_dense_hash_table(
     node_name: str,
 ) -> Table:
     make = _dense_maker(node_name, key_dtype, value_dtype, value_shape, empty_key, deleted_key)
-    return _shared(state, node_name, shared_name, container, make)
+    return shared_resource("table", state, node_name, shared_name, container, make)
 
 
 def _dense_maker(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import errors
+from jaxmeta.ops import _list_elements
 from jaxmeta.ops import _tensor_lists as tensor_lists
 from jaxmeta.ops._cells import Stack, TensorArray, check, gradients_of
 from jaxmeta.ops._definition import kernel
@@ -136,7 +137,7 @@ def _write(state: Any, handle: TensorArray, index: Any, value: Any) -> None:
     )
     if isinstance(items, tensor_lists.StackedList):
         check(state, index < items.capacity, "an array grew faster than its loop iterates")
-    state.cells[handle] = tensor_lists.put(items, index, value, adds=handle.forward is not None)
+    state.cells[handle] = _list_elements.put(items, index, value, adds=handle.forward is not None)
 
 
 def _with_place(items: Any, index: Any, value: Any) -> Any:
@@ -144,8 +145,8 @@ def _with_place(items: Any, index: Any, value: Any) -> Any:
     length = tensor_lists.length_of(items)
     if tensor_lists.is_known(index) and tensor_lists.is_known(length):
         size = int(index) + 1
-        return items if size <= length else tensor_lists.resized(items, size)
-    return tensor_lists.lengthened(items, value, jnp.maximum(length, index + 1))
+        return items if size <= length else _list_elements.resized(items, size)
+    return _list_elements.lengthened(items, value, jnp.maximum(length, index + 1))
 
 
 @kernel(*_names("Read"), may_need_values=True, gives_sizes=True)
@@ -165,7 +166,7 @@ def _read(state: Any, handle: TensorArray, index: Any) -> Any:
         index,
         length,
     )
-    return tensor_lists.get(items, index, _shape_of_gradient(state, handle, index))
+    return _list_elements.get(items, index, _shape_of_gradient(state, handle, index))
 
 
 def _shape_of_gradient(state: Any, handle: TensorArray, index: Any) -> tuple[int, ...] | None:
@@ -192,7 +193,7 @@ def tensor_array_scatter(state: Any, handle: Any, indices: Any, value: Any, flow
         np.asarray(indices, np.int32), np.arange(size, dtype=np.int32)
     )
     if is_new and is_range and (size == length or (handle.is_dynamic and size >= length)):
-        made = tensor_lists.from_rows(value, items.element_shape, items.dtype_number)
+        made = _list_elements.from_rows(value, items.element_shape, items.dtype_number)
         state.cells[handle] = made
         return flow_in
     for place in range(size):
@@ -217,8 +218,8 @@ def tensor_array_gather(
     )
     if isinstance(items, tensor_lists.TensorList) and tensor_lists.is_known(indices):
         rows = [_read(state, handle, index) for index in np.asarray(indices).tolist()]
-        return jnp.stack(rows) if rows else tensor_lists.no_rows(items, element_shape)
-    return tensor_lists.some_rows(items, indices)
+        return jnp.stack(rows) if rows else _list_elements.no_rows(items, element_shape)
+    return _list_elements.some_rows(items, indices)
 
 
 # --- all at once -------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def tensor_array_gather(
 @kernel("TensorArrayPack", may_need_values=True)
 def tensor_array_pack(state: Any, handle: Any, flow_in: Any) -> Any:
     del flow_in
-    return tensor_lists.all_rows(_held(state, handle))
+    return _list_elements.all_rows(_held(state, handle))
 
 
 @kernel("TensorArrayUnpack", may_need_values=True)
@@ -239,7 +240,7 @@ def tensor_array_unpack(state: Any, handle: Any, value: Any, flow_in: Any) -> An
 @kernel(*_names("Concat"), may_need_values=True)
 def tensor_array_concat(state: Any, handle: Any, flow_in: Any) -> list[Any]:
     del flow_in
-    return tensor_lists.joined(_held(state, handle))
+    return _list_elements.joined(_held(state, handle))
 
 
 @kernel(*_names("Split"), static=("lengths",), may_need_values=True)
@@ -281,7 +282,7 @@ def stack_of_any_size(state: Any, *, elem_type: int, node_name: str) -> Stack:
 
 @kernel("StackPush", "StackPushV2", may_need_values=True, gives_sizes=True)
 def stack_push(state: Any, handle: Any, elem: Any) -> Any:
-    state.cells[handle] = tensor_lists.push(_held(state, handle), elem)
+    state.cells[handle] = _list_elements.push(_held(state, handle), elem)
     return elem
 
 
@@ -289,7 +290,7 @@ def stack_push(state: Any, handle: Any, elem: Any) -> Any:
 def stack_pop(state: Any, handle: Any) -> Any:
     items = _held(state, handle)
     check(state, tensor_lists.length_of(items) > 0, "Stack is empty when calling Pop()")
-    state.cells[handle], value = tensor_lists.pop(items)
+    state.cells[handle], value = _list_elements.pop(items)
     return value
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import dtypes
+from jaxmeta.ops import _list_elements
 from jaxmeta.ops import _tensor_lists as tensor_lists
 from jaxmeta.ops._cells import check
 from jaxmeta.ops._definition import kernel
@@ -47,7 +48,7 @@ def list_reserve(element_shape: Any, num_elements: Any, *, element_dtype: int) -
 
 @kernel("TensorListFromTensor", static=("element_shape",), may_need_values=True)
 def list_from_tensor(tensor: Any, element_shape: Any, *, element_dtype: int) -> Any:
-    return tensor_lists.from_rows(tensor, _shape_of(element_shape), element_dtype)
+    return _list_elements.from_rows(tensor, _shape_of(element_shape), element_dtype)
 
 
 @kernel("TensorListSplit", static=("element_shape", "lengths"), may_need_values=True)
@@ -85,7 +86,7 @@ def _scattered(tensor: Any, indices: Any, element_shape: Any, size: int, number:
 def list_scatter_into(state: Any, input_handle: Any, tensor: Any, indices: Any) -> Any:
     for place, index in enumerate(indices.tolist()):
         _check_index(state, input_handle, index)
-        input_handle = tensor_lists.put(input_handle, index, tensor[place])
+        input_handle = _list_elements.put(input_handle, index, tensor[place])
     return input_handle
 
 
@@ -94,20 +95,20 @@ def list_scatter_into(state: Any, input_handle: Any, tensor: Any, indices: Any) 
 
 @kernel("TensorListPushBack", may_need_values=True)
 def list_push_back(input_handle: Any, tensor: Any) -> Any:
-    return tensor_lists.push(input_handle, tensor)
+    return _list_elements.push(input_handle, tensor)
 
 
 @kernel("TensorListPopBack", static=("element_shape",), may_need_values=True, gives_sizes=True)
 def list_pop_back(state: Any, input_handle: Any, element_shape: Any) -> list[Any]:
     length = tensor_lists.length_of(input_handle)
     check(state, length > 0, "Trying to pop from an empty list.")
-    return list(tensor_lists.pop(input_handle, _shape_of(element_shape)))
+    return list(_list_elements.pop(input_handle, _shape_of(element_shape)))
 
 
 @kernel("TensorListGetItem", static=("element_shape",), may_need_values=True, gives_sizes=True)
 def list_get_item(state: Any, input_handle: Any, index: Any, element_shape: Any) -> Any:
     _check_index(state, input_handle, index)
-    return tensor_lists.get(input_handle, index, _shape_of(element_shape))
+    return _list_elements.get(input_handle, index, _shape_of(element_shape))
 
 
 @kernel("TensorListSetItem", may_need_values=True)
@@ -118,13 +119,13 @@ def list_set_item(
     if resize_if_index_out_of_bounds:
         if tensor_lists.is_known(index) and tensor_lists.is_known(length):
             if index >= length:
-                input_handle = tensor_lists.resized(input_handle, int(index) + 1)
+                input_handle = _list_elements.resized(input_handle, int(index) + 1)
         else:
             longest = jnp.maximum(length, index + 1)
-            input_handle = tensor_lists.lengthened(input_handle, item, longest)
+            input_handle = _list_elements.lengthened(input_handle, item, longest)
             check(state, index < input_handle.capacity, "a list grew faster than its loop")
     _check_index(state, input_handle, index)
-    return tensor_lists.put(input_handle, index, item)
+    return _list_elements.put(input_handle, index, item)
 
 
 @kernel("TensorListLength", may_need_values=True, gives_sizes=True)
@@ -141,7 +142,7 @@ def list_element_shape(input_handle: Any, *, shape_type: int) -> Any:
 
 @kernel("TensorListResize", static=("size",), may_need_values=True)
 def list_resize(input_handle: Any, size: Any) -> Any:
-    return tensor_lists.resized(input_handle, size)
+    return _list_elements.resized(input_handle, size)
 
 
 # --- all at once -------------------------------------------------------------------------------
@@ -149,28 +150,28 @@ def list_resize(input_handle: Any, size: Any) -> Any:
 
 @kernel("TensorListStack", static=("element_shape",), may_need_values=True)
 def list_stack(input_handle: Any, element_shape: Any) -> Any:
-    return tensor_lists.all_rows(input_handle, _shape_of(element_shape))
+    return _list_elements.all_rows(input_handle, _shape_of(element_shape))
 
 
 @kernel("TensorListGather", static=("element_shape",), may_need_values=True)
 def list_gather(state: Any, input_handle: Any, indices: Any, element_shape: Any) -> Any:
     for index in np.asarray(indices).tolist() if tensor_lists.is_known(indices) else [indices]:
         _check_index(state, input_handle, index)
-    return tensor_lists.some_rows(input_handle, indices, _shape_of(element_shape))
+    return _list_elements.some_rows(input_handle, indices, _shape_of(element_shape))
 
 
 @kernel("TensorListConcat", may_need_values=True)
 def list_concat(input_handle: Any) -> list[Any]:
-    return tensor_lists.joined(input_handle)
+    return _list_elements.joined(input_handle)
 
 
 @kernel("TensorListConcatV2", may_need_values=True)
 def list_concat_v2(input_handle: Any, element_shape: Any, leading_dims: Any) -> list[Any]:
     del element_shape, leading_dims  # of elements that were not set
-    return tensor_lists.joined(input_handle)
+    return _list_elements.joined(input_handle)
 
 
 @kernel("TensorListConcatLists", may_need_values=True)
 def list_concat_lists(input_a: Any, input_b: Any) -> Any:
-    first, second = map(tensor_lists.unstacked, (input_a, input_b))
+    first, second = map(_list_elements.unstacked, (input_a, input_b))
     return first.replaced((*first.items, *second.items))

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import errors
+from jaxmeta.ops import _list_elements
 from jaxmeta.ops import _tensor_lists as tensor_lists
 from jaxmeta.ops._dataflow_values import Optional
 from jaxmeta.ops._definition import kernel, on_host
@@ -90,7 +91,7 @@ def zeros_like(x: Any) -> Any:
     if isinstance(x, Optional):
         return Optional(x.components and tuple(map(zeros_like, x.components)))
     if tensor_lists.is_list(x):
-        return tensor_lists.zeros_like(x)
+        return _list_elements.zeros_like(x)
     return jnp.zeros_like(x)
 
 

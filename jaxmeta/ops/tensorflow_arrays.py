@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 
 from jaxmeta import errors
-from jaxmeta.ops._definition import Flow, kernel, on_host
+from jaxmeta.ops._definition import kernel, on_host
 from jaxmeta.ops._indexing import ends_of_slices, index_of_slices
+from jaxmeta.ops._kernels import Flow
 from jaxmeta.ops._operands import count_as, ints, scalar
 from jaxmeta.ops._window import pairs
 

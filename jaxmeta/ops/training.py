@@ -146,6 +146,11 @@ def _move_rows(
 # --- plain descent -----------------------------------------------------------------------------
 
 
+def _average(mean: Any, value: Any, decay: Any) -> Any:
+    """Returns a running mean with a value more, rounded as TensorFlow's kernels round it."""
+    return mean + (value - mean) * (1 - decay)
+
+
 @_optimizer("GradientDescent")
 def gradient_descent(var: Any, alpha: Any, delta: Any) -> Sequence[Any]:
     return [var - alpha * delta]
@@ -180,12 +185,17 @@ def keras_momentum(
     return [var + (accum * momentum - grad * lr if use_nesterov else accum), accum]
 
 
+def _agreement(m: Any, beta: Any, grad: Any) -> tuple[Any, Any]:
+    """Returns the new mean of the gradients, and where its sign is that of this gradient."""
+    m = m * beta + grad * (1 - beta)
+    return m, jnp.sign(grad) * jnp.sign(m)
+
+
 @_optimizer("AddSign")
 def add_sign(
     var: Any, m: Any, lr: Any, alpha: Any, sign_decay: Any, beta: Any, grad: Any
 ) -> Sequence[Any]:
-    m = m * beta + grad * (1 - beta)
-    agreement = jnp.sign(grad) * jnp.sign(m)
+    m, agreement = _agreement(m, beta, grad)
     return [var - lr * (alpha + sign_decay * agreement) * grad, m]
 
 
@@ -193,8 +203,7 @@ def add_sign(
 def power_sign(
     var: Any, m: Any, lr: Any, logbase: Any, sign_decay: Any, beta: Any, grad: Any
 ) -> Sequence[Any]:
-    m = m * beta + grad * (1 - beta)
-    agreement = jnp.sign(grad) * jnp.sign(m)
+    m, agreement = _agreement(m, beta, grad)
     return [var - lr * jnp.exp(logbase * sign_decay * agreement) * grad, m]
 
 
@@ -202,7 +211,12 @@ def power_sign(
 
 
 def _moments(m: Any, v: Any, beta1: Any, beta2: Any, grad: Any) -> tuple[Any, Any]:
-    return m + (grad - m) * (1 - beta1), v + (lax.square(grad) - v) * (1 - beta2)
+    return _average(m, grad, beta1), _average(v, lax.square(grad), beta2)
+
+
+def _rate(lr: Any, beta1_power: Any, beta2_power: Any) -> Any:
+    """Returns the learning rate that makes up for moments that began as zeros."""
+    return lr * jnp.sqrt(1 - beta2_power) / (1 - beta1_power)
 
 
 @_optimizer("Adam")
@@ -220,7 +234,7 @@ def adam(
     *,
     use_nesterov: bool,
 ) -> Sequence[Any]:
-    rate = lr * jnp.sqrt(1 - beta2_power) / (1 - beta1_power)
+    rate = _rate(lr, beta1_power, beta2_power)
     m, v = _moments(m, v, beta1, beta2, grad)
     direction = grad * (1 - beta1) + beta1 * m if use_nesterov else m
     return [var - rate * direction / (jnp.sqrt(v) + epsilon), m, v]
@@ -240,7 +254,7 @@ def adam_with_amsgrad(
     epsilon: Any,
     grad: Any,
 ) -> Sequence[Any]:
-    rate = lr * jnp.sqrt(1 - beta2_power) / (1 - beta1_power)
+    rate = _rate(lr, beta1_power, beta2_power)
     m, v = _moments(m, v, beta1, beta2, grad)
     vhat = jnp.maximum(vhat, v)
     return [var - rate * m / (jnp.sqrt(vhat) + epsilon), m, v, vhat]
@@ -258,7 +272,7 @@ def ada_max(
     epsilon: Any,
     grad: Any,
 ) -> Sequence[Any]:
-    m = m + (grad - m) * (1 - beta1)
+    m = _average(m, grad, beta1)
     v = jnp.maximum(beta2 * v, jnp.abs(grad))
     return [var - lr / (1 - beta1_power) * (m / (v + epsilon)), m, v]
 
@@ -322,7 +336,7 @@ def adadelta(
 def rms_prop(
     var: Any, ms: Any, mom: Any, lr: Any, rho: Any, momentum: Any, epsilon: Any, grad: Any
 ) -> Sequence[Any]:
-    ms = ms + (lax.square(grad) - ms) * (1 - rho)
+    ms = _average(ms, lax.square(grad), rho)
     mom = mom * momentum + grad * lr * lax.rsqrt(ms + epsilon)
     return [var - mom, ms, mom]
 
@@ -339,8 +353,8 @@ def centered_rms_prop(
     epsilon: Any,
     grad: Any,
 ) -> Sequence[Any]:
-    ms = ms + (lax.square(grad) - ms) * (1 - rho)
-    mg = mg + (grad - mg) * (1 - rho)
+    ms = _average(ms, lax.square(grad), rho)
+    mg = _average(mg, grad, rho)
     mom = mom * momentum + grad * lr * lax.rsqrt(ms - lax.square(mg) + epsilon)
     return [var - mom, mg, ms, mom]
 

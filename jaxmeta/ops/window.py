@@ -48,7 +48,7 @@ from jaxmeta.ops._window import (
     reduce_windows,
     same_padding,
 )
-from jaxmeta.tracing import dimensions, jaxprs
+from jaxmeta.tracing import dimensions, jaxprs, meshes
 from jaxmeta.values import FunctionRef
 
 _MAX_POOL_NUMBERS: Final = frozenset(
@@ -77,7 +77,7 @@ def lower_reduce_window_monoid(
     window_dilation: Any,
     out_sharding: Any = None,
 ) -> list[Edge]:
-    if not jaxprs.is_trivial_sharding(out_sharding):
+    if not meshes.is_trivial_sharding(out_sharding):
         raise ctx.unsupported("an out_sharding on a window reduction cannot be expressed")
     window = Window.of(window_dimensions, window_strides, padding, base_dilation, window_dilation)
     kind = _MONOID_OF_PRIMITIVE[ctx.eqn.primitive.name]

@@ -10,7 +10,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxmeta import errors, program, trees
+from jaxmeta import errors, program, state_values, trees
 from jaxmeta.checkpoint import state
 from jaxmeta.graphs import building
 from jaxmeta.meta_graphs import meta_graph
@@ -83,7 +83,7 @@ def load(
     logical = {}
     for name, value in physical.items():
         if name in recorded:
-            logical[name] = program.logical_value(value, target.variable(name))
+            logical[name] = state_values.logical_value(value, target.variable(name))
         else:
             is_placed = name in wanted
             target.constants[name] = value if is_placed else np.asarray(value)

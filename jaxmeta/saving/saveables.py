@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -155,11 +155,3 @@ def _saveables(name: str, item: Any) -> Iterator[Saveable]:
         )
     for part in item:
         yield Saveable(name, part, part.save_slice_info.spec)
-
-
-def group_by_name(saveables: Sequence[Saveable]) -> dict[str, list[Saveable]]:
-    """Returns what is saved under each name: one variable, or the parts of a tensor."""
-    groups: dict[str, list[Saveable]] = {}
-    for saveable in saveables:
-        groups.setdefault(saveable.name, []).append(saveable)
-    return groups

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta import errors, program, trees
+from jaxmeta import errors, state_values, trees
 from jaxmeta.checkpoint import restoring, slices
 from jaxmeta.graphs import building
 from jaxmeta.saving import saver_nodes
@@ -101,7 +101,7 @@ def restore(
 
 def replace_values(target: building.Graph, tree: Any, restored: Mapping[str, Any]) -> Any:
     """Returns a state with the values of some variables replaced."""
-    program.named_arrays(target, tree)  # raises where it has another form
+    state_values.named_arrays(target, tree)  # raises where it has another form
     if len(target.state_trees) == 1:
         (record,) = target.state_trees.values()
         return _replace_leaves(target, record, tree, restored)
@@ -119,7 +119,7 @@ def _replace_leaves(
     return jax.tree.unflatten(
         structure,
         [
-            program.logical_value(restored[name], target.variable(name))
+            state_values.logical_value(restored[name], target.variable(name))
             if name in restored
             else leaf
             for name, leaf in zip(names, leaves, strict=True)

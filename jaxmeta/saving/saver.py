@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from jaxmeta import errors, program
+from jaxmeta import errors, program, state_values
 from jaxmeta._proto import meta_graph_pb2
 from jaxmeta.checkpoint import atomic, retention, state
 from jaxmeta.checkpoint.background import BackgroundWriter
@@ -273,15 +273,17 @@ class Saver:
         if is_empty:
             commit()
             return None
+        self._writer.save(prefix, self._arrays(found, values, sess), on_commit=commit)
+        return prefix
+
+    def _arrays(self, found: Sequence[Saveable], values: Mapping[str, Any], sess: Any) -> Any:
+        """Returns what the writer of the format takes: arrays by name, or a list of such files."""
         pairs = saved_values.values_to_save(found, values)
         tables = saved_tables.arrays_to_save(self._tables, sess)
         if self._format == TENSOR_BUNDLE:
             files = saved_values.bundle_files(pairs, self._options.sharded)
-            arrays: Any = [*files, tables] if tables else files
-        else:
-            arrays = {**saved_values.whole_arrays(pairs), **tables}
-        self._writer.save(prefix, arrays, on_commit=commit)
-        return prefix
+            return [*files, tables] if tables else files
+        return {**saved_values.whole_arrays(pairs), **tables}
 
     def _built_saveables(self) -> list[Saveable]:
         if self._saveables is None and self._is_whole_graph:
@@ -326,7 +328,7 @@ class Saver:
     def _values(self, sess: Any) -> Mapping[str, Any]:
         if isinstance(sess, Session):
             return sess.values
-        return {**self.graph.constants, **program.physical_values(self.graph, sess)}
+        return {**self.graph.constants, **state_values.physical_values(self.graph, sess)}
 
     # --- protos
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmeta.tracing import binding, jaxprs, ref_places
+from jaxmeta.tracing import binding, jaxprs, meshes, ref_places
 
 _REF_PRIMITIVES: Final = frozenset(
     {"new_ref", "empty_ref", "get", "swap", "addupdate", "freeze", "free_ref", "run_state"}
@@ -102,7 +102,7 @@ def _without_refs_in(value: Any, params: Any) -> Any:
         return value  # a kernel, as of Pallas, which is given references by what calls it
     if "mesh" in params and "manual_axes" in params:
         axes = sorted(params["manual_axes"])
-        plain = jaxprs.inside_shard_map(
+        plain = meshes.inside_shard_map(
             params["mesh"], axes, params["check_vma"], lambda: _discharged(value)
         )
     else:

@@ -18,8 +18,8 @@ from jax import lax
 from jax.extend import core as jax_core
 from jax.extend import random as jax_random
 
-from jaxmeta import dtypes, errors
-from jaxmeta.tracing import dimensions
+from jaxmeta import dtypes
+from jaxmeta.tracing import dimensions, meshes
 
 Jaxpr = Any
 Eqn = Any
@@ -57,7 +57,8 @@ def only_jit(jaxpr: Jaxpr) -> Jaxpr | None:
         isinstance(atom, jax_core.Literal) for atom in eqn.invars
     )
     is_placed = not all(
-        is_unspecified(s) for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
+        meshes.is_unspecified(s)
+        for s in (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
     )
     return eqn.params["jaxpr"] if is_plain and not is_placed else None
 
@@ -94,11 +95,6 @@ def literal_value(atom: Atom) -> np.ndarray[Any, Any] | None:
     if is_float0(aval.dtype):
         return np.zeros(aval.shape, np.bool_)
     return np.asarray(atom.val, dtype=aval.dtype)
-
-
-def is_drop_var(var: Any) -> bool:
-    """Returns whether an output variable is never read (printed as ``_``)."""
-    return type(var).__name__ == "DropVar"
 
 
 def is_key_dtype(dtype: Any) -> bool:
@@ -208,11 +204,6 @@ def name_stack(eqn: Eqn) -> str:
     return str(eqn.source_info.name_stack)
 
 
-def context_mesh(eqn: Eqn) -> Any:
-    """Returns the `AbstractMesh` in whose context the eqn was traced; an empty one where none."""
-    return eqn.ctx.cur_abstract_mesh
-
-
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """Returns how many constants and how many carries the operands of a scan begin with."""
     if "num_consts" in params:
@@ -245,21 +236,15 @@ def abstract(value: Any) -> Any:
     Where the type says more, as inside of `jax.shard_map` or on explicit axes, it is the aval.
     """
     aval = jax.typeof(value)
-    if is_on_mesh(aval):
+    if meshes.is_on_mesh(aval):
         return aval
     return jax.ShapeDtypeStruct(np.shape(value), value.dtype, weak_type=is_weak(value))
-
-
-def is_on_mesh(aval: Any) -> bool:
-    """Returns whether the type of an array says how it lies on a mesh."""
-    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
-    return mesh is not None and not mesh.empty
 
 
 def abstract_slice(value: Any) -> Any:
     """Returns what `abstract` would of a slice of an array along its first axis."""
     aval = jax.typeof(value)
-    if is_on_mesh(aval):
+    if meshes.is_on_mesh(aval):
         sliced = make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False), [aval])
         return sliced.out_avals[0]
     return jax.ShapeDtypeStruct(value.shape[1:], value.dtype, weak_type=is_weak(value))
@@ -268,56 +253,6 @@ def abstract_slice(value: Any) -> Any:
 def without_sharding(aval: Any) -> jax.ShapeDtypeStruct:
     """Returns an aval that says nothing about a mesh."""
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=is_weak(aval))
-
-
-def is_inside_shard_map() -> bool:
-    """Returns whether the body of a `jax.shard_map` is being traced just now."""
-    return jax.sharding.AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
-
-
-def inside_shard_map(
-    mesh: Any, axes: Sequence[str], check_vma: bool, run: Callable[[], Any]
-) -> Any:
-    """Returns what a function returns that is called where a mesh's axes are manual.
-
-    There, and only there, bodies of `jax.shard_map` can be traced.
-    """
-    found: list[Any] = []
-
-    def body() -> jax.Array:
-        found.append(run())
-        return jax.numpy.zeros(())
-
-    is_nested = is_inside_shard_map()
-    spread = jax.shard_map(
-        body,
-        mesh=None if is_nested else getattr(mesh, "abstract_mesh", mesh),
-        in_specs=(),
-        out_specs=jax.sharding.PartitionSpec(),
-        axis_names=frozenset(axes),
-        check_vma=check_vma,
-    )
-    jax.eval_shape(spread)
-    return found[0]
-
-
-def axis_size(axes: Sequence[str]) -> int:
-    """Returns on how many devices the body of a `jax.shard_map` runs along some axes."""
-    return int(np.prod([lax.axis_size(axis) for axis in axes], dtype=np.int64))
-
-
-def bind_all_to_all(
-    x: Any, axis_name: Any, split_axis: int, concat_axis: int, groups: Any, *, tiled: bool
-) -> Any:
-    """Binds ``all_to_all``; `lax.all_to_all` would reshape what is not tiled once more."""
-    return lax.all_to_all_p.bind(
-        x,
-        axis_name=axis_name,
-        split_axis=split_axis,
-        concat_axis=concat_axis,
-        axis_index_groups=groups and tuple(map(tuple, groups)),
-        tiled=tiled,
-    )
 
 
 def is_weak(value: Any) -> bool:
@@ -350,63 +285,9 @@ def primitive(name: str) -> Any:
     return getattr(jax_core.primitives, f"{name}_p")
 
 
-SHARDING_PARAMS: Final = ("sharding", "out_sharding")
-"""The parameters of primitives that say what the sharding of the result is to be."""
-
-
-def is_trivial_sharding(sharding: Any) -> bool:
-    """Returns whether a sharding of a result says nothing, for no axis of its mesh is explicit."""
-    mesh = getattr(sharding, "mesh", None)
-    return sharding is None or (
-        mesh is not None and jax.sharding.AxisType.Explicit not in mesh.axis_types
-    )
-
-
-def has_explicit_sharding(eqn: Eqn) -> bool:
-    """Returns whether an eqn is told the sharding of its result, as a part of that one's type."""
-    return eqn.primitive.name != "sharding_constraint" and any(
-        not is_trivial_sharding(eqn.params.get(name)) for name in SHARDING_PARAMS
-    )
-
-
 def argument_names(jaxpr: Jaxpr) -> list[str]:
     """Returns what a jaxpr's arguments were in the traced function: ``state['w']``."""
     return [str(name) for name in open_jaxpr(jaxpr).debug_info.arg_names or ()]
-
-
-def jit_shardings(
-    jitted: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], list[Any]]:
-    """Returns the shardings that a jitted function was given, for each array in and out.
-
-    What was left to the compiler is None.
-
-    Raises:
-        GraphError: it has options for the compiler, which are no part of a program.
-    """
-    try:
-        outer = jax.make_jaxpr(jitted)(*args, **kwargs)
-    except ValueError as error:
-        if "`compiler_options`" not in str(error):
-            raise
-        raise errors.GraphError(
-            "the function is under jax.jit with compiler_options, which have no place in a file; "
-            "leave them out here, and give them to jax.jit(run[name], compiler_options=...) later"
-        ) from None
-    eqns = [eqn for eqn in outer.eqns if "out_shardings" in eqn.params]
-    if len(eqns) != 1:  # it was inlined, and had none
-        return [], []
-    params = eqns[0].params
-    ins, outs = (
-        [None if is_unspecified(sharding) else sharding for sharding in params[name]]
-        for name in ("in_shardings", "out_shardings")
-    )
-    return ins, outs
-
-
-def is_unspecified(sharding: Any) -> bool:
-    """Returns whether a sharding of jit was left to the compiler."""
-    return type(sharding).__name__ == "UnspecifiedValue"
 
 
 def takes_literals(eqn: Eqn) -> bool:

@@ -19,7 +19,7 @@ from jaxmeta.graphs import nodes
 from jaxmeta.graphs.nodes import Edge
 from jaxmeta.ops import _definition, _not_lowered, custom_calls
 from jaxmeta.ops import sharding as sharding_ops
-from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs
+from jaxmeta.tracing import dimension_nodes, dimensions, discharging, jaxprs, meshes
 from jaxmeta.tracing.staged_functions import Rule
 from jaxmeta.tracing.staged_functions import Tracing as Tracing
 
@@ -89,20 +89,28 @@ def lower_function(
         ]
     else:
         leading = [body.add_argument("constant", e.number, e.shape) for e in constants]
-    arguments = []
-    for index, var in enumerate(opened.invars):
-        aval = var.aval
-        impl = jaxprs.key_layout(aval.dtype)[0] if jaxprs.is_key_dtype(aval.dtype) else ""
-        physical = jaxprs.physical_aval(aval)
-        wanted = argument_names[index] if argument_names else f"x{index}"
-        number = dtypes.dtype_to_number(physical.dtype)
-        arguments.append(body.add_argument(wanted, number, physical.shape, impl))
+    arguments = _add_arguments(body, opened, argument_names)
     if is_entry and tracing.dimensions:
         lowerer.derive_sizes(arguments)
     outputs = lowerer.lower(opened, leading, arguments)
     tracing.stage(body.finish([*sizes, *outputs] if returns_sizes else outputs))
     tracing.depth -= 1
     return body.function.signature.name
+
+
+def _add_arguments(
+    body: nodes.FunctionBody, jaxpr: jaxprs.Jaxpr, names: Sequence[str] | None
+) -> list[Edge]:
+    """Adds an argument for each input of an open jaxpr; typed keys are their uint32 data."""
+    arguments = []
+    for index, var in enumerate(jaxpr.invars):
+        aval = var.aval
+        impl = jaxprs.key_layout(aval.dtype)[0] if jaxprs.is_key_dtype(aval.dtype) else ""
+        physical = jaxprs.physical_aval(aval)
+        wanted = names[index] if names else f"x{index}"
+        number = dtypes.dtype_to_number(physical.dtype)
+        arguments.append(body.add_argument(wanted, number, physical.shape, impl))
+    return arguments
 
 
 def _depends_on_weakness(eqn: jaxprs.Eqn) -> bool:
@@ -199,7 +207,7 @@ class Lowerer:
         for eqn in jaxpr.eqns:
             self.eqn = eqn
             self._scope = naming.scope_from_name_stack(jaxprs.name_stack(eqn))
-            self._context = shardings.context_to_attrs(jaxprs.context_mesh(eqn), self._tracing.mesh)
+            self._context = shardings.context_to_attrs(meshes.context_mesh(eqn), self._tracing.mesh)
             keeps_weak = _depends_on_weakness(eqn)
             inputs = [read(atom, keeps_weak=keeps_weak) for atom in eqn.invars]
             outputs = self._lower_eqn(eqn, inputs)
@@ -220,7 +228,7 @@ class Lowerer:
             if any(map(jaxprs.is_reference, (*eqn.invars, *eqn.outvars))):
                 raise _NoNodeFormError(_not_lowered.MUTABLE)
             try:
-                if jaxprs.has_explicit_sharding(eqn):
+                if meshes.has_explicit_sharding(eqn):
                     outputs = sharding_ops.lower_explicit(self, inputs)
                 else:
                     outputs = lowering(self, *inputs, **eqn.params)
@@ -328,7 +336,7 @@ class Lowerer:
                 symbolic.append(name)
                 value = list(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             if value is not None:
-                attrs[_definition.JAX_ATTR_PREFIX + name] = value
+                attrs[nodes.JAX_ATTR_PREFIX + name] = value
         if symbolic:
             attrs[_definition.SYMBOLIC_ATTR] = symbolic
         self._check_sizes(function, symbolic, params.values())
