@@ -144,16 +144,6 @@ ROWS = (
         "ops._scales",
     ),
     (
-        "checkpoint.restoring",
-        "execution.compiling",
-        "execution.frames",
-        "execution.structured_steps",
-        "graphs.graph",
-        "ops._keys",
-        "ops._window",
-    ),
-    (
-        "execution.feed_checks",
         "execution.feed_values",
         "execution.fetches",
         "execution.functionalizing",
