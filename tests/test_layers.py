@@ -168,6 +168,7 @@ ROWS = (
     ("execution.executor",),
     (
         "execution.segments",
+        "graphs.regions",
         "graphs.shape_inference",
     ),
     (
