@@ -319,7 +319,7 @@ class _Section:
         made = [self._nodes[name] for name in names if self._nodes[name].op in _VARIABLE_OPS]
         for node in sorted(made, key=lambda node: node.name):
             self._graph.variable(node.name)
-        return {n.attr["shared_name"].s.decode() or n.name: n.name for n in made}
+        return {_variable_key(node): node.name for node in made}
 
     def _by_use(self, names: Sequence[str]) -> list[str]:
         """Returns tensors, first those of unknown sizes on which the most nodes depend.
@@ -353,6 +353,7 @@ class _Section:
             node = self._nodes[_producer(name)]
             is_outside = node.op != "Const" and node.name not in inside
             is_outside = is_outside and self._regions.can_cut(name)
+            is_outside = is_outside and not self._regions.is_predicate(node)
             if is_outside and (not is_static or _must_be_given(node)):
                 found[name] = None
                 continue
@@ -360,6 +361,8 @@ class _Section:
             seen[name] = is_static
             static = planning.static_inputs(node)
             kernel = _definition.KERNELS.get(node.op)
+            if not is_outside:
+                pending.extend((f"{n}:0", False) for n in self._regions.controls_of(node))
             passes_on = is_static and not (kernel is not None and kernel.gives_sizes)
             for index, ref in enumerate(_data_inputs(node)):
                 pending.append((ref, passes_on or index in static))
@@ -429,6 +432,12 @@ class _PullBack:
             names = [name.removeprefix(COUNTER_PREFIX) for name in drawn]
             raise errors.UnsupportedOpError(errors.list_offenders(headline, names, advice))
         return results
+
+
+def _variable_key(node: graph_pb2.NodeDef) -> str:
+    """Returns what a state knows a variable as."""
+    has_name = "shared_name" in node.attr and node.attr["shared_name"].s
+    return node.attr["shared_name"].s.decode() if has_name else node.name
 
 
 def _of_unknown_length(loops: Sequence[str]) -> str:

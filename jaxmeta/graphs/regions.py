@@ -19,9 +19,7 @@ from jaxmeta.ops._definition import Flow
 _HANDLES: Final = frozenset((dtypes.RESOURCE, dtypes.VARIANT))
 _HANDLE_MAKERS: Final = ("TensorArray", "Stack")  # how their names begin
 _TOKENS: Final = frozenset(("handle", "grad_handle", "flow", "flow_out"))
-_PASSING: Final = frozenset(
-    (Flow.SWITCH, Flow.MERGE, Flow.ENTER, Flow.EXIT, Flow.NEXT, Flow.SAME)
-)
+_PASSING: Final = frozenset((Flow.SWITCH, Flow.MERGE, Flow.ENTER, Flow.EXIT, Flow.NEXT, Flow.SAME))
 
 
 class Regions:
@@ -45,9 +43,20 @@ class Regions:
         }
         self.handles = self._find_handles(target, nodes)
         self.names: set[str] = set()
+        self._inner: set[str] = set()  # nodes whose outputs all are in a loop or branch
         self._dead: set[str] = set()  # tensors that may have no value
         if any(flow_of(node) in _definition.CONTROL_FLOW for node in nodes):
             self._find_regions(nodes)
+
+    def controls_of(self, node: graph_pb2.NodeDef) -> list[str]:
+        """Returns the nodes that say in which loop or branch a node is."""
+        return [ref[1:] for ref in node.input if ref[0] == "^" and self._places(node, ref[1:])]
+
+    def is_predicate(self, node: graph_pb2.NodeDef) -> bool:
+        """Returns whether a node may only pass a predicate on, which must stay the same for all."""
+        if not self.names or flow_of(node) is not Flow.SAME:
+            return False
+        return bool(node.attr["T"].type == dtypes.dtype_to_number("bool"))
 
     def can_cut(self, tensor: str) -> bool:
         """Returns whether a tensor is an array that is there in any case."""
@@ -72,7 +81,7 @@ class Regions:
         return plain
 
     def _places(self, node: graph_pb2.NodeDef, other: str) -> bool:
-        return node.name in self.names and other in self.names
+        return node.name in self.names and other in self._inner
 
     def _find_handles(
         self, target: GraphBuilder, nodes: Sequence[graph_pb2.NodeDef]
@@ -115,10 +124,9 @@ class Regions:
         self.names = {
             unit.node.name
             for unit in units
-            if unit.frame is not root
-            or unit.context
-            or (unit.flow in _definition.CONTROL_FLOW)
+            if unit.frame is not root or unit.context or (unit.flow in _definition.CONTROL_FLOW)
         }
+        self._inner = {name for name in self.names if self._dead.issuperset(self._refs[name])}
 
 
 def flow_of(node: graph_pb2.NodeDef) -> Flow:
