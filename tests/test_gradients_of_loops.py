@@ -144,8 +144,16 @@ def feeds(rng):
 
 
 @pytest.mark.needs_tf
-@pytest.mark.parametrize("kind", ["resources", "references", "functions"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        *((model, "resources") for model in MODELS),
+        (branch, "references"),
+        (rnn, "functions"),
+        (rnn_of_lengths, "functions"),
+        (branches_in_loops, "functions"),
+    ],
+)
 def test_models_with_loops_train_as_in_tensorflow(model, kind, feeds, tmp_path, tensorflow):
     written = Written(tensorflow, tmp_path, model, feeds, kind)
     with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as session:
@@ -239,3 +247,23 @@ def test_second_derivatives_through_a_loop(rng, tmp_path, tensorflow):
     expected = [derivative(value), jax.vmap(jax.grad(jax.grad(same)))(value)]
     for have, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.needs_tf
+@pytest.mark.parametrize("is_v2", [False, True])
+def test_a_branch_that_is_known_is_the_only_one_traced(is_v2, rng, tmp_path, tensorflow):
+    tf1, path = tensorflow.compat.v1, str(tmp_path / "theirs.meta")
+    image = rng.normal(size=(4, 6, 1)).astype(np.float32)
+    was_v2 = tf1.control_flow_v2_enabled()
+    (tf1.enable_control_flow_v2 if is_v2 else tf1.disable_control_flow_v2)()
+    try:
+        with tensorflow.Graph().as_default():
+            x = tf1.placeholder(tensorflow.float32, [None, None, 1], "x")
+            tensorflow.identity(tensorflow.image.rot90(x), "y")
+            tf1.train.export_meta_graph(path)
+    finally:
+        (tf1.enable_control_flow_v2 if was_v2 else tf1.disable_control_flow_v2)()
+    with jaxmeta.Graph().as_default() as graph, jaxmeta.Session(graph=graph) as session:
+        jaxmeta.import_meta_graph(path)
+        np.testing.assert_array_equal(session.run("y:0", {"x:0": image}), np.rot90(image))
+        assert not session.op_by_op
