@@ -149,7 +149,6 @@ def feeds(rng):
     [
         *((model, "resources") for model in MODELS),
         (branch, "references"),
-        (rnn, "functions"),
         (rnn_of_lengths, "functions"),
         (branches_in_loops, "functions"),
     ],
