@@ -23,6 +23,11 @@ Each equation of a traced program becomes one node. This page is generated from 
 `docs/make_ops_page.py`; the third column holds what TensorFlow does otherwise, where that is known.
 A name in *italics* is a function in the file's library that says the primitive in TensorFlow ops.
 
+Derivatives of an op that stands for a primitive are JAX's, also in graphs that TensorFlow wrote.
+They differ where there is none: `Abs` at 0 (TensorFlow: 0), `Maximum` and `Minimum` of equal
+numbers (TensorFlow gives the first operand all), `ClipByValue` at its bounds, `Cumprod` after a 0,
+`Pow` of a negative base with respect to the exponent.
+
 To add an op, put its lowering, its kernel and an example next to each other in a family of
 `jaxmeta/ops/`; the tests find them by themselves.
 

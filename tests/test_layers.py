@@ -151,6 +151,7 @@ ROWS = (
         "graphs.elementary",
         "graphs.inlining",
         "graphs.printing",
+        "graphs.regions",
         "graphs.staging",
         "meta_graphs.graph_def_checks",
         "ops._keys",

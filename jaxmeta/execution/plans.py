@@ -39,19 +39,27 @@ class State:
         cells: what only this run keeps, such as arrays that loops fill; see `ops._cells`.
         guesses: for loops of unknown length, for how many iterations lists get places; a loop that
             is not there may be given some where this is not None.
+        unbounded: where a run is differentiated, the loops of whose length nothing is known, as
+            they are met; else None.
     """
 
-    __slots__ = ("cells", "guesses", "values", "written")
+    __slots__ = ("cells", "guesses", "unbounded", "values", "written")
 
-    def __init__(self, initial: Mapping[str, Any], guesses: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        initial: Mapping[str, Any],
+        guesses: dict[str, int] | None = None,
+        unbounded: list[str] | None = None,
+    ) -> None:
         self.values = _Values(initial)
         self.written: dict[str, None] = {}
         self.cells: dict[Any, Any] = {}
         self.guesses = guesses
+        self.unbounded = unbounded
 
     def fork(self) -> State:
         """Returns a copy, for a function that may run or not, or many times."""
-        copy = State(self.values, self.guesses)
+        copy = State(self.values, self.guesses, self.unbounded)
         copy.cells.update(self.cells)
         return copy
 

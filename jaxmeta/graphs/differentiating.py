@@ -1,7 +1,8 @@
 """Gradients of tensors: JAX differentiates the nodes between them, and that becomes nodes again.
 
 The nodes run as a function under `jax.vjp`, so what has a derivative rule of its own keeps it. Of
-the equations that this gives, those that the graph computes already are not added again.
+the equations that this gives, those that the graph computes already are not added again. Loops and
+branches of TensorFlow 1 are differentiated as a whole; see `regions`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy as np
 from jaxmeta import dtypes, errors, naming, values
 from jaxmeta._proto import graph_pb2
 from jaxmeta.execution import executor, node_kernels, ordering
-from jaxmeta.graphs import calling, elementary, shape_inference
+from jaxmeta.execution.plans import COUNTER_PREFIX
+from jaxmeta.graphs import calling, elementary, regions, shape_inference
 from jaxmeta.graphs.graph import GraphBuilder
 from jaxmeta.graphs.handles import Tensor
 from jaxmeta.graphs.staging import NodeIndex
 from jaxmeta.graphs.variable_handles import Variable
 from jaxmeta.ops import _definition
 
+_VARIABLE_OPS: Final = frozenset(("VarHandleOp",))
 _STOPS: Final = frozenset(("StopGradient", "PreventGradient"))  # derivatives do not pass these
 
 
@@ -41,8 +44,7 @@ def gradients(
         found: dict[Any, Tensor | None] = dict.fromkeys(xs)
         for layer in _layers(target, list(found)):
             section = _Section(target, ys, layer, stops)
-            known = NodeIndex(target, [n.name for n in _ancestors(target.nodes, ys)])
-            found.update(section.add_gradients(seeds, known))
+            found.update(section.add_gradients(seeds, section.index()))
         return [found[x] for x in xs]
 
 
@@ -101,11 +103,7 @@ def _tensors(target: GraphBuilder, x: Tensor | Variable) -> list[Tensor]:
 
 
 def _data_inputs(node: graph_pb2.NodeDef) -> list[str]:
-    return [_full(ref) for ref in node.input if ref[0] != "^"]
-
-
-def _full(ref: str) -> str:
-    return ref if ":" in ref else f"{ref}:0"
+    return [regions.full_name(ref) for ref in node.input if ref[0] != "^"]
 
 
 def _producer(tensor_name: str) -> str:
@@ -193,25 +191,64 @@ class _Section:
     ) -> None:
         self._graph = target
         self._ys = ys
-        self._nodes = _with_plain_gathers(
-            target, _without_controls({node.name: node for node in _ancestors(target.nodes, ys)})
-        )
+        ancestors = _ancestors(target.nodes, ys)
+        self._regions = regions.Regions(target, ancestors)
+        nodes = self._regions.without_controls({node.name: node for node in ancestors})
+        self._nodes = _with_plain_gathers(target, nodes)
+        self._refuse_inner([*ys, *(x for x in xs if isinstance(x, Tensor))])
         given = {x: [t.name for t in _tensors(target, x) if t.node_name in self._nodes] for x in xs}
         stopped = {tensor.name for tensor in stops}
-        self._x_names = {x: [n for n in names if n not in stopped] for x, names in given.items()}
-        self._reached = {x: self._reach(names, stopped) for x, names in self._x_names.items()}
+        self._x_names = {
+            x: [n for n in names if n not in stopped and self._regions.can_cut(n)]
+            for x, names in given.items()
+        }
+        self._reached = {
+            x: self._reach([*names, *self._handles_of(x)], stopped)
+            for x, names in self._x_names.items()
+        }
+
+    def _refuse_inner(self, tensors: Sequence[Tensor]) -> None:
+        inner = [str(t) for t in tensors if not self._regions.can_cut(t.name)]
+        if inner:
+            headline = "gradients of or by these: they lie in a loop or branch, or are handles:"
+            advice = "Take what comes out of the loop or branch, or what goes into it."
+            raise errors.GraphError(errors.list_offenders(headline, inner, advice))
+
+    def index(self) -> NodeIndex:
+        """Returns the nodes whose values are there in any case, by what they compute."""
+        names = [name for name in self._nodes if name in self._graph.nodes]
+        return NodeIndex(self._graph, [n for n in names if n not in self._regions.names])
+
+    def _handles_of(self, x: Tensor | Variable) -> list[str]:
+        """Returns the handle of a variable, which loops and functions may read."""
+        is_handle = isinstance(x, Variable) and x.is_resource and x.op_name in self._nodes
+        return [x.name] if is_handle else []
 
     def _reach(self, names: Sequence[str], stopped: set[str]) -> set[str]:
-        """Returns the real tensors that depend on some, by way of real tensors alone."""
+        """Returns the real tensors that depend on some, by way of real tensors alone.
+
+        Variables of a loop may depend on what stands behind them.
+        """
         reached = set(names)
-        for node in self._nodes.values():
-            if node.op not in _STOPS and not reached.isdisjoint(_data_inputs(node)):
-                reached.update(set(self._real_outputs(node)) - stopped)
+        size = -1
+        while size < len(reached):
+            size = len(reached)
+            for node in self._nodes.values():
+                if node.op not in _STOPS and not reached.isdisjoint(_data_inputs(node)):
+                    reached.update(set(self._real_outputs(node, reached)) - stopped)
+            if not self._regions.names:
+                break
         return reached
 
-    def _real_outputs(self, node: graph_pb2.NodeDef) -> list[str]:
+    def _real_outputs(self, node: graph_pb2.NodeDef, reached: set[str]) -> list[str]:
         numbers = self._graph.output_numbers(node.name)
-        return [f"{node.name}:{i}" for i, n in enumerate(numbers) if _is_real(n)]
+        passes = regions.passes_handles(node) and _data_inputs(node)[0] in reached
+        is_list = node.op not in _VARIABLE_OPS
+        return [
+            f"{node.name}:{i}"
+            for i, n in enumerate(numbers)
+            if _is_real(n) or (n == dtypes.VARIANT and is_list) or (n == dtypes.RESOURCE and passes)
+        ]
 
     def add_gradients(self, seeds: Sequence[Tensor], known: NodeIndex) -> dict[Any, Tensor | None]:
         """Adds the nodes of the gradients and returns these; None where nothing connects."""
@@ -222,38 +259,68 @@ class _Section:
             return result
         reached = set().union(*(self._reached[x] for x in connected))
         pairs = [(y, s) for y, s in zip(self._ys, seeds, strict=True) if y.name in reached]
-        x_names = [name for x in connected for name in self._x_names[x]]
-        counts = [len(self._x_names[x]) for x in connected]
-        others = self._by_use(self._boundary(reached, set(x_names), [y for y, _ in pairs]))
-        plan = executor.plan_graph(
-            self._nodes,
-            executor.Library(self._graph.functions, gradients=self._graph.gradients),
-            [*x_names, *others],
-            [y.name for y, _ in pairs],
-        )
-        tensors = [self._graph.get_tensor_by_name(name) for name in [*x_names, *others]]
-        primals = [self._graph.get_tensor_by_name(self._x_names[x][0]) for x in connected]
-
-        def pull_back(first: Any, rest: Any, cotangents: Any) -> Any:
-            def forward(values: Any) -> Any:
-                spread = [v for v, n in zip(values, counts, strict=True) for _ in range(n)]
-                return plan.run([*spread, *rest])
-
-            outputs, pull = jax.vjp(forward, first)
-            (grads,) = pull(
-                [jnp.asarray(c, y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
-            )
-            return grads
-
+        pull_back = self._pull_back(connected, reached, [y.name for y, _ in pairs])
         grads = calling.call(
             self._graph,
             lambda *parts: pull_back(*parts),
-            [primals, tensors[len(x_names) :], [seed for _, seed in pairs]],
+            [
+                [self._primal(x) for x in connected],
+                [self._graph.get_tensor_by_name(name) for name in pull_back.others],
+                [seed for _, seed in pairs],
+            ],
             {},
             known=known,
         )
         result.update(zip(connected, grads, strict=True))
         return result
+
+    def _primal(self, x: Tensor | Variable) -> Tensor:
+        """Returns the tensor that has the value of an x."""
+        names = self._x_names[x]
+        if not names:
+            assert isinstance(x, Variable)
+            return self._graph.get_tensor_by_name(x.snapshot_name)
+        return self._graph.get_tensor_by_name(names[0])
+
+    def _pull_back(self, xs: Sequence[Any], reached: set[str], y_names: list[str]) -> _PullBack:
+        x_names = [name for x in xs for name in self._x_names[x]]
+        boundary, inside = self._boundary(reached, set(x_names), y_names)
+        others = self._by_use(boundary)
+        plan = executor.plan_graph(
+            self._nodes,
+            executor.Library(self._graph.functions, gradients=self._graph.gradients),
+            [*x_names, *others],
+            y_names,
+        )
+        counts = [len(self._x_names[x]) for x in xs]
+        places = {x.op_name: place for place, x in enumerate(xs) if isinstance(x, Variable)}
+        variables: dict[str, int] = {}
+        for key, name in self._variables_in(inside).items():
+            if name in places:
+                variables[key] = places[name]
+            else:
+                variables[key] = len(xs) + len(others)
+                others.append(self._graph.variable(name).snapshot_name)
+        takes_state = bool(self._regions.names & inside) or any(map(self._takes_state, inside))
+        return _PullBack(plan, counts, others, variables if takes_state else None)
+
+    def _takes_state(self, name: str) -> bool:
+        node = self._nodes[name]
+        kernel = _definition.KERNELS.get(node.op)
+        names = [f"{name}:0", *_data_inputs(node)]
+        has_handles = not self._regions.handles.isdisjoint(names)
+        return has_handles or (kernel is not None and kernel.takes_functions)
+
+    def _variables_in(self, names: set[str]) -> dict[str, str]:
+        """Returns the nodes of variables among some, by what the state knows them as.
+
+        Raises:
+            GraphError: one is in no collection, so that its shape is not known.
+        """
+        made = [self._nodes[name] for name in names if self._nodes[name].op in _VARIABLE_OPS]
+        for node in sorted(made, key=lambda node: node.name):
+            self._graph.variable(node.name)
+        return {_variable_key(node): node.name for node in made}
 
     def _by_use(self, names: Sequence[str]) -> list[str]:
         """Returns tensors, first those of unknown sizes on which the most nodes depend.
@@ -268,21 +335,26 @@ class _Section:
                 used[name] = len(self._reach([name], set()))
         return sorted(names, key=lambda name: -used.get(name, 0))
 
-    def _boundary(self, reached: set[str], xs: set[str], ys: Sequence[Tensor]) -> list[str]:
-        """Returns the tensors that go into the section and do not depend on the xs.
+    def _boundary(
+        self, reached: set[str], xs: set[str], ys: Sequence[str]
+    ) -> tuple[list[str], set[str]]:
+        """Returns the tensors that go into the section, and the nodes in it.
 
-        Constants belong to it, and what inputs are made of that must be known while tracing.
+        Those tensors do not depend on the xs. Constants belong to it, and what inputs are made of
+        that must be known while tracing.
         """
         inside = {_producer(name) for name in reached}
         found: dict[str, None] = {}
         seen: dict[str, bool] = {}  # whether it must be known while tracing
-        pending = [(y.name, False) for y in ys]
+        pending = [(y, False) for y in ys]
         while pending:
             name, is_static = pending.pop()
             if name in xs or seen.get(name, False) or (name in seen and not is_static):
                 continue
             node = self._nodes[_producer(name)]
             is_outside = node.op != "Const" and node.name not in inside
+            is_outside = is_outside and self._regions.can_cut(name)
+            is_outside = is_outside and not self._regions.is_predicate(node)
             if is_outside and (not is_static or _must_be_given(node)):
                 found[name] = None
                 continue
@@ -290,10 +362,92 @@ class _Section:
             seen[name] = is_static
             static = node_kernels.static_inputs(node)
             kernel = _definition.KERNELS.get(node.op)
+            if not is_outside:
+                pending.extend((f"{n}:0", False) for n in self._regions.controls_of(node))
             passes_on = is_static and not (kernel is not None and kernel.gives_sizes)
             for index, ref in enumerate(_data_inputs(node)):
                 pending.append((ref, passes_on or index in static))
-        return list(found)
+        return list(found), {_producer(name) for name in seen if name not in found}
+
+
+class _PullBack:
+    """What gives the gradients, to be traced: of the xs, of what else goes in, and of seeds.
+
+    Attributes:
+        others: the names of the tensors that go in beside the xs.
+    """
+
+    def __init__(
+        self,
+        plan: executor.Plan,
+        counts: Sequence[int],
+        others: Sequence[str],
+        variables: Mapping[str, int] | None,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            plan: of the tensors that read the xs, and of others, to the ys.
+            counts: how many tensors read each x.
+            others: what goes in beside the xs; the last are the values of variables.
+            variables: which of all that goes in are the values of variables that are read inside;
+                None where nothing takes a state.
+        """
+        self._plan, self._counts, self._variables = plan, counts, variables
+        self.others = others
+
+    def __call__(self, first: Any, rest: Any, cotangents: Any) -> Any:
+        """Returns the gradients.
+
+        Raises:
+            UnsupportedOpError: how often a loop runs is not known while tracing.
+        """
+        unbounded: list[str] = []
+
+        def forward(values: Any) -> Any:
+            return self._run(values, rest, unbounded)
+
+        try:
+            outputs, pull = jax.vjp(forward, first)
+            seeds = [jnp.asarray(c, y.dtype) for c, y in zip(cotangents, outputs, strict=True)]
+            (grads,) = pull(seeds)
+        except ValueError as error:
+            if unbounded and not isinstance(error, errors.JaxmetaError):
+                raise errors.UnsupportedOpError(_of_unknown_length(unbounded)) from error
+            raise
+        return grads
+
+    def _run(self, values: Sequence[Any], rest: Sequence[Any], unbounded: list[str]) -> list[Any]:
+        spread = [v for v, n in zip(values, self._counts, strict=True) for _ in range(n)]
+        feeds = [*spread, *rest][: len(self._plan.arguments)]
+        if self._variables is None:
+            return self._plan.run(feeds)
+        all_values = [*values, *rest]
+        held = {name: all_values[place] for name, place in self._variables.items()}
+        state = executor.State(held, unbounded=unbounded)
+        results = self._plan.run(feeds, state)
+        drawn = [n for n in state.asked if n.startswith(COUNTER_PREFIX)]
+        if drawn:
+            headline = "gradients through loops, branches or functions that draw random numbers:"
+            advice = "Draw the numbers before, and let the loop or branch take them."
+            names = [name.removeprefix(COUNTER_PREFIX) for name in drawn]
+            raise errors.UnsupportedOpError(errors.list_offenders(headline, names, advice))
+        return results
+
+
+def _variable_key(node: graph_pb2.NodeDef) -> str:
+    """Returns what a state knows a variable as."""
+    has_name = "shared_name" in node.attr and node.attr["shared_name"].s
+    return node.attr["shared_name"].s.decode() if has_name else node.name
+
+
+def _of_unknown_length(loops: Sequence[str]) -> str:
+    return errors.list_offenders(
+        "gradients through loops of which it is not known while tracing how often they run:",
+        dict.fromkeys(loops),
+        "Give the loop `maximum_iterations`, or a bound that constants or static shapes say, as "
+        "placeholders of a known number of steps do.",
+    )
 
 
 def _must_be_given(node: graph_pb2.NodeDef) -> bool:

@@ -375,10 +375,31 @@ class _Loop:
                 (jnp.zeros((), np.int32), start),
             )
             self._state.report(Needed(self._name), count)
+        elif self._is_differentiated() and trips.bound is not None:
+            last = _scan_at_most(cond, body, start, trips.bound)
         else:
+            if self._is_differentiated():
+                self._state.unbounded.append(self._name)
             last = lax.while_loop(lambda x: cond(*x)[0], lambda x: body(*x), start)
         final = carry.replaced(places, last)
         return _Carry({p: _opened(v, self._first[p]) for p, v in final.parts.items()})
+
+    def _is_differentiated(self) -> bool:
+        return getattr(self._state, "unbounded", None) is not None
+
+
+def _scan_at_most(cond: Any, body: Any, start: list[Any], bound: int) -> list[Any]:
+    """Returns the last values of a loop, which JAX differentiates in reverse unlike its own.
+
+    What is left of the iterations after its end does nothing.
+    """
+
+    def step(values: list[Any], _: Any) -> tuple[list[Any], None]:
+        (holds,) = cond(*values)
+        return lax.cond(holds, lambda x: list(body(*x)), list, values), None
+
+    last: list[Any] = lax.scan(step, start, None, length=bound)[0]
+    return last
 
 
 def _has_structure(old: Any, new: Any) -> bool:

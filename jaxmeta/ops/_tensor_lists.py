@@ -311,7 +311,7 @@ def _column(flat: Sequence[Any], place: int, spec: Any, capacity: int) -> Any:
         return spec
     if all(leaves is None for leaves in flat):
         return jnp.zeros((capacity, *spec.shape), spec.dtype)
-    zeros = np.zeros(spec.shape, spec.dtype)
+    zeros = jnp.zeros(spec.shape, spec.dtype)
     given = [zeros if leaves is None else plain_value(leaves[place]) for leaves in flat]
     given += [zeros] * (capacity - len(given))
     return jnp.stack([jnp.asarray(row, spec.dtype) for row in given])

@@ -252,12 +252,15 @@ def _as_predicate(value: Any) -> Any:
     return value if value.dtype == np.bool_ else value != np.zeros((), value.dtype)
 
 
-@kernel("Case")
+# A branch that is known while tracing is the only one that is traced: others may not even fit.
+
+
+@kernel("Case", static=("branch_index",), traceable=("branch_index",))
 def case(state: Any, branch_index: Any, *input: Any, branches: Sequence[Any]) -> Any:
     return _run_case(state, branch_index, input, branches)
 
 
-@kernel("If", "StatelessIf")
+@kernel("If", "StatelessIf", static=("cond",), traceable=("cond",))
 def if_kernel(state: Any, cond: Any, *input: Any, then_branch: Any, else_branch: Any) -> Any:
     index = _as_predicate(cond).astype(np.int32)
     return _run_case(state, index, input, [else_branch, then_branch])
@@ -265,7 +268,7 @@ def if_kernel(state: Any, cond: Any, *input: Any, then_branch: Any, else_branch:
 
 def _run_case(state: Any, index: Any, operands: Sequence[Any], branches: Sequence[Any]) -> Any:
     last = len(branches) - 1
-    if not isinstance(index, jax.core.Tracer):  # the other branches may not even fit the shapes
+    if not isinstance(index, jax.core.Tracer):
         chosen = int(index) if 0 <= index <= last else last
         return branches[chosen](*operands, state=state)
     index = jnp.where((index < 0) | (index > last), np.asarray(last, index.dtype), index)

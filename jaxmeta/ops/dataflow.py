@@ -18,7 +18,15 @@ from jaxmeta.ops._kernels import Flow
 # --- dataflow ----------------------------------------------------------------------------------
 
 
-@kernel("Switch", "RefSwitch", may_need_values=True, gives_sizes=True, flow=Flow.SWITCH)
+@kernel(
+    "Switch",
+    "RefSwitch",
+    static=("pred",),
+    traceable=("pred",),
+    may_need_values=True,
+    gives_sizes=True,
+    flow=Flow.SWITCH,
+)
 def switch(data: Any, pred: Any) -> list[Any]:
     return [DEAD, data] if bool(pred) else [data, DEAD]
 

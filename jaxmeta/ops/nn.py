@@ -37,7 +37,9 @@ def relu_grad(gradients: Any, features: Any) -> Any:
 
 @kernel("Relu6")
 def relu6(features: Any) -> Any:
-    return jnp.minimum(relu(features), _number(6, features))
+    # The gradients at 0 and 6 are 0, which those of extrema are not.
+    zero, six = _number(0, features), _number(6, features)
+    return jnp.where(features <= zero, zero, jnp.where(features >= six, six, features))
 
 
 @kernel("Relu6Grad")
@@ -58,7 +60,13 @@ def leaky_relu_grad(gradients: Any, features: Any, *, alpha: float) -> Any:
 
 @kernel("Elu")
 def elu(features: Any) -> Any:
-    return jax.nn.elu(features)
+    return _elu(features, _number(1, features))
+
+
+def _elu(x: Any, alpha: Any) -> Any:
+    """Returns the activation, whose gradients at 0 are those of the numbers above."""
+    is_below = x < 0
+    return jnp.where(is_below, alpha * jnp.expm1(jnp.where(is_below, x, _number(0, x))), x)
 
 
 @kernel("EluGrad")
@@ -69,7 +77,7 @@ def elu_grad(gradients: Any, outputs: Any) -> Any:
 @kernel("Selu")
 def selu(features: Any) -> Any:
     scale, alpha = _number(_SELU_SCALE, features), _number(_SELU_ALPHA, features)
-    return scale * jax.nn.elu(features, alpha)
+    return scale * _elu(features, alpha)
 
 
 @kernel("SeluGrad")
@@ -145,11 +153,31 @@ def l2_loss(t: Any) -> Any:
 
 @kernel("SoftmaxCrossEntropyWithLogits")
 def softmax_cross_entropy(features: Any, labels: Any) -> list[Any]:
-    """Returns the loss of each row, and its gradient with respect to the features."""
-    features, labels = jnp.broadcast_arrays(features, labels)
+    """Returns the loss of each row, and its gradient with respect to the features.
+
+    TensorFlow takes that for the gradient also where the labels do not add up to 1, and says that
+    it does not depend on them.
+    """
+    return list(_cross_entropy(*jnp.broadcast_arrays(features, labels)))
+
+
+@jax.custom_jvp
+def _cross_entropy(features: Any, labels: Any) -> tuple[Any, Any]:
     log_probabilities = jax.nn.log_softmax(features, axis=-1)
     loss = -jnp.sum(labels * log_probabilities, axis=-1)
-    return [loss, jnp.exp(log_probabilities) - labels]
+    return loss, jnp.exp(log_probabilities) - labels
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals: Any, tangents: Any) -> Any:
+    features, labels = primals
+    of_features, of_labels = tangents
+    loss, gradient = _cross_entropy(features, labels)
+    log_probabilities = jax.nn.log_softmax(features, axis=-1)
+    loss_tangent = jnp.sum(gradient * of_features - log_probabilities * of_labels, axis=-1)
+    weighted = jnp.exp(log_probabilities) * of_features
+    total = jnp.sum(weighted, axis=-1, keepdims=True)
+    return (loss, gradient), (loss_tangent, weighted - jnp.exp(log_probabilities) * total)
 
 
 @kernel("SparseSoftmaxCrossEntropyWithLogits")

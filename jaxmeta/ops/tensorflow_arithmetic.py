@@ -22,7 +22,6 @@ kernel("Add")(lambda x, y: jnp.add(x, y))
 kernel("SquaredDifference")(
     lambda x, y: lax.square(jnp.conj(x - y)) if _is_complex(x) else (x - y) ** 2
 )
-kernel("MulNoNan")(lambda x, y: jnp.where(y == 0, jnp.zeros((), x.dtype), x * y))
 kernel("Reciprocal", "Inv")(lambda x: np.ones((), x.dtype) / x)
 kernel("IsNan")(lambda x: jnp.isnan(x))
 kernel("IsInf")(lambda x: jnp.isinf(x))
@@ -66,19 +65,59 @@ def div_no_nan(x: Any, y: Any) -> Any:
     return _where_not_zero(y, lambda divisor: x / divisor)
 
 
+def _nonzero(x: Any) -> Any:
+    return jnp.asarray(x != 0, x.dtype)
+
+
+# Derivatives of what is 0 for an x of 0, whatever y is, are 0 there too in TensorFlow.
+
+
+@kernel("MulNoNan")
+@jax.custom_jvp
+def mul_no_nan(x: Any, y: Any) -> Any:
+    return jnp.where(y == 0, jnp.zeros((), x.dtype), x * y)
+
+
+@mul_no_nan.defjvp
+def _mul_no_nan_jvp(primals: Any, tangents: Any) -> Any:
+    (x, y), (of_x, of_y) = primals, tangents
+    return mul_no_nan(x, y), mul_no_nan(of_x, y) + x * of_y
+
+
 @kernel("Xdivy")
+@jax.custom_jvp
 def xdivy(x: Any, y: Any) -> Any:
     return jnp.where(x == 0, jnp.zeros((), x.dtype), x / jnp.where(x == 0, jnp.ones_like(y), y))
 
 
+@xdivy.defjvp
+def _xdivy_jvp(primals: Any, tangents: Any) -> Any:
+    (x, y), (of_x, of_y) = primals, tangents
+    return xdivy(x, y), xdivy(_nonzero(x), y) * of_x - xdivy(x, y * y) * of_y
+
+
 @kernel("Xlogy")
+@jax.custom_jvp
 def xlogy(x: Any, y: Any) -> Any:
     return jax.scipy.special.xlogy(x, y)
 
 
+@xlogy.defjvp
+def _xlogy_jvp(primals: Any, tangents: Any) -> Any:
+    (x, y), (of_x, of_y) = primals, tangents
+    return xlogy(x, y), xlogy(_nonzero(x), y) * of_x + xdivy(x, y) * of_y
+
+
 @kernel("Xlog1py")
+@jax.custom_jvp
 def xlog1py(x: Any, y: Any) -> Any:
     return jax.scipy.special.xlog1py(x, y)
+
+
+@xlog1py.defjvp
+def _xlog1py_jvp(primals: Any, tangents: Any) -> Any:
+    (x, y), (of_x, of_y) = primals, tangents
+    return xlog1py(x, y), xlog1py(_nonzero(x), y) * of_x + xdivy(x, y + 1) * of_y
 
 
 @kernel("AddN", "AccumulateNV2")

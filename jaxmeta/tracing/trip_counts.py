@@ -121,7 +121,7 @@ class _Statuses:
 
     def _add(self, index: int, eqn: Any) -> Sequence[str | None]:
         unknown = [None] * len(eqn.outvars)
-        if eqn.effects or any(np.prod(v.aval.shape) > _MOST_ELEMENTS for v in eqn.outvars):
+        if eqn.effects or not all(_may_count(v.aval.shape) for v in eqn.outvars):
             return unknown
         given = [self._status(atom) for atom in eqn.invars]
         name = eqn.primitive.name
@@ -179,6 +179,12 @@ class _Statuses:
         run, _ = jaxprs.eqn_as_function(self._jaxpr, eqn)
         results: list[Any] = run(*inputs)
         return results
+
+
+def _may_count(shape: Sequence[Any]) -> bool:
+    """Returns whether arrays of a shape, which may be symbolic, are small enough to count with."""
+    is_known = all(isinstance(size, int) for size in shape)
+    return is_known and bool(np.prod(shape) <= _MOST_ELEMENTS)
 
 
 def _read(env: Mapping[Any, Any], atom: Any) -> Any:
