@@ -45,7 +45,7 @@ with {versions}; the tests check the same at the reduced sizes.
   optimized HLO, and give the same results to the last bit.
 - **grad**, **jvp**, **vmap** of the imported program and of the original: they lower to the *same
   program*, or to another one that gives the *same bits*; *refused*: JAX refuses both, with the same
-  exception. A dash: it has no real arguments.
+  exception, or with ours that the rule could not be saved. A dash: it has no real arguments.
 - **across**: the file of one JAX version runs in the other one, in both directions, with
   results that differ by rounding. Integers and the like may differ where rounding decides.
 

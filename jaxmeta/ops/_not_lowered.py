@@ -47,9 +47,6 @@ _HINT: Final = (
 )
 _CHECKIFY: Final = "its errors are effects; trace what jax.experimental.checkify.checkify returns"
 _TENSORFLOW: Final = "it calls TensorFlow; put the function's graph beside, by import_graph_def"
-_OPTIMIZED_REMAT: Final = (
-    "it stands for a custom derivative with optimize_remat=True; leave that option out"
-)
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _HOST_CODE: ("pure_callback", "io_callback", "buffer_callback"),
@@ -119,7 +116,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     _CHECKIFY: ("check",),
     _TENSORFLOW: ("call_tf",),
-    _OPTIMIZED_REMAT: ("remat_opt",),
     _EXPORTED: ("call_exported",),
     _SINK: ("dce_sink",),
     _COLLECTIVE: (

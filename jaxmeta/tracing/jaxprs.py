@@ -409,11 +409,6 @@ def is_unspecified(sharding: Any) -> bool:
     return type(sharding).__name__ == "UnspecifiedValue"
 
 
-def takes_literals(eqn: Eqn) -> bool:
-    """Returns whether an operand of an eqn is a literal."""
-    return any(isinstance(atom, jax_core.Literal) for atom in eqn.invars)
-
-
 def holds_tracers(jaxpr: Jaxpr) -> bool:
     """Returns whether a jaxpr closes over values of a trace that has ended."""
     return any(isinstance(value, jax.core.Tracer) for value in jaxpr_constants(jaxpr))
