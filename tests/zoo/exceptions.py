@@ -22,6 +22,21 @@ _TWO_FUNCTIONS = "The transpose of a solve is a function of its own, not the sol
 # Of nan's broadcast, and of numbers that the library's functions close over.
 _CONSTANTS = "Constants of its library's checks stand elsewhere; the optimized HLO is the same."
 
+# What takes a gradient, of all that `transformed` knows.
+_OF_GRADIENTS = (
+    "grad",
+    "vjp",
+    "hessian_vector",
+    "vmap_of_grad",
+    "remat",
+    "third",
+    "grad_of_grad",
+    "grad_of_vmap",
+    "jacobians",
+    "hessian",
+    "remat_with_policy",
+)
+
 # Program -> transformation -> what comes of it and why.
 _EXCEPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "gpt2_scanned": {"grad": (SAME_BITS, _TWO_LITERALS)},
@@ -41,7 +56,10 @@ _EXCEPTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "bfgs": {"grad": (REFUSED, _WHILE)},
     "k_means": {"grad": (REFUSED, _WHILE)},
     "spectral_methods": {"grad": (REFUSED, _WHILE)},
-    "deep_equilibrium": {"grad": (REFUSED, _WHILE), "jvp": (REFUSED, _CUSTOM_VJP)},
+    "deep_equilibrium": {
+        "jvp": (REFUSED, _CUSTOM_VJP),
+        **dict.fromkeys(_OF_GRADIENTS, (REFUSED, _WHILE)),
+    },
 }
 # Programs whose StableHLO is another one before any transformation.
 OTHER_STABLEHLO = {"neural_ode_diffrax": _CONSTANTS, "neural_ode_backsolve": _CONSTANTS}
