@@ -39,14 +39,52 @@ def lower_custom_jvp(
 def lower_hi_primitive(ctx: LoweringContext, *inputs: Edge, _prim: Any) -> list[Edge]:
     """What JAX 0.12 has for functions that it expands late: searchsorted, nonzero, custom_root.
 
-    It comes back expanded, with the derivative that it has.
+    It comes back expanded, with the derivative that it has, and as its own transpose if it is that.
     """
+    avals = [atom.aval for atom in ctx.eqn.invars]
+    real = [i for i, aval in enumerate(avals) if rules.is_differentiable(aval)]
 
     def expanded(*arrays: Any) -> list[Any]:
         return jax.tree.leaves(_prim.expand(*jax.tree.unflatten(_prim.in_tree, arrays)))
 
-    jaxpr = jaxprs.make_jaxpr(expanded, [atom.aval for atom in ctx.eqn.invars])
+    def symmetric(*arrays: Any) -> Any:
+        # What a linear solve gives is what JAX transposes, and batches, by a function of ours.
+        solve = rules.by_operands(expanded, arrays, real)
+        return jax.lax.custom_linear_solve(
+            lambda x: x, arrays[real[0]], lambda _, x: solve(x)[0], symmetric=True
+        )
+
+    run = symmetric if len(real) == 1 and _is_own_transpose(ctx, real[0]) else expanded
+    jaxpr = jaxprs.make_jaxpr(run, avals)
     return rules.call_with_rule(ctx, inputs, jaxpr, type(_prim).__name__.lower(), _prim)
+
+
+def _is_own_transpose(ctx: LoweringContext, place: int) -> bool:
+    """Returns whether JAX transposes an eqn, as a function of one operand, to that eqn itself."""
+    run, avals = jaxprs.eqn_as_function(ctx.jaxpr, ctx.eqn)
+
+    def transposed(*arrays: Any) -> Any:
+        of_one = rules.by_operands(run, arrays, [place])
+        return jax.linear_transpose(lambda x: of_one(x)[0], avals[place])(arrays[place])
+
+    try:
+        jaxpr = jaxprs.make_jaxpr(transposed, avals)
+    except Exception:  # what a transpose raises that another library has, or lacks
+        return False
+    return _is_one_eqn(jaxprs.open_jaxpr(jaxpr), ctx.eqn)
+
+
+def _is_one_eqn(jaxpr: Any, eqn: Any) -> bool:
+    """Returns whether an open jaxpr does what one eqn does, perhaps by calls of jit."""
+    if len(jaxpr.eqns) != 1:
+        return False
+    (only,) = jaxpr.eqns
+    if list(only.invars) != list(jaxpr.invars) or list(only.outvars) != list(jaxpr.outvars):
+        return False
+    called = jaxprs.only_jit(jaxpr)
+    if called is not None:
+        return _is_one_eqn(jaxprs.open_jaxpr(called), eqn)
+    return only.primitive is eqn.primitive and bool(only.params == eqn.params)
 
 
 @restores("custom_jvp_call")
@@ -127,8 +165,8 @@ _cubed.defjvps(lambda t, answer, x: t * 7.0 * x + 0 * answer)
 
 example(lambda x: _cubed(x), f32(3))
 example(lambda x: jax.nn.relu(x) + jax.nn.silu(x), f32(3))
-# Its rule gives tangents of integers. JAX 0.12 transposes it by a rule that is not saved.
-example(lambda x: jnp.frexp(x), f32(3), gradient=False)
+example(lambda x: jnp.frexp(x), f32(3))  # its rule gives tangents of integers
+example(lambda x: jnp.ldexp(x, jnp.arange(3)), f32(3))
 example(lambda x: jax.nn.relu(x), i32(3))
 
 # --- linear_call -------------------------------------------------------------------------------

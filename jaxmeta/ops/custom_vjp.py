@@ -6,6 +6,7 @@ one eqn; see `custom_derivatives`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,9 +41,10 @@ def lower_custom_vjp(
         try:
             num_consts, traced = _trace_by_arguments(run, avals, out_avals, num_consts)
         except rules.RuleFailedError:
-            if not symbolic_zeros:
+            chosen = _trace_some_choice(run, avals, out_avals, num_consts) if symbolic_zeros else ()
+            if not chosen:
                 raise
-            attrs["perturbed"], traced = _trace_some_choice(run, avals, out_avals, num_consts)
+            attrs["perturbed"], traced = chosen
         names = [f"{name}_fwd", f"{name}_bwd"]
         attrs["fwd"], attrs["bwd"] = rules.save_rule(ctx, fwd_jaxpr_thunk, names, traced)
     except rules.RuleFailedError as error:
@@ -58,21 +60,20 @@ def lower_custom_vjp(
 
 def _trace_some_choice(
     run: Callable[..., Any], avals: Sequence[Any], out_avals: Sequence[Any], num_consts: int
-) -> tuple[list[int], list[Any]]:
+) -> tuple[list[int], list[Any]] | tuple[()]:
     """Returns operands by all of which a rule that asks can be differentiated, and the rule.
+
+    Nothing where it can be differentiated by none.
 
     It is the first such choice, the larger ones coming first. JAX keeps one tree of residuals for
     all choices that it traced of a rule, so that tracing more of them than the user does would
     break what is differentiated after it was saved.
     """
     real = [i for i, a in enumerate(avals) if i >= num_consts and rules.is_differentiable(a)]
-    failure: Exception = rules.RuleFailedError("it has no operands to differentiate by")
     for perturbed in rules.choices(real):
-        try:
+        with contextlib.suppress(rules.RuleFailedError):
             return list(perturbed), _trace_vjp(run, avals, out_avals, perturbed)
-        except rules.RuleFailedError as error:
-            failure = error
-    raise failure
+    return ()
 
 
 def _trace_by_arguments(

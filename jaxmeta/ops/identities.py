@@ -29,9 +29,8 @@ from jaxmeta.tracing import jaxprs
 
 @lowering("copy", "copy_p")
 def lower_copy(ctx: LoweringContext, x: Edge) -> list[Edge]:
-    if jaxprs.takes_literals(ctx.eqn):  # whose copy is traced, where the constant itself is not
-        return ctx.node("Identity", x, **{PRIMITIVE_ATTR: "copy"})
-    return ctx.node("Identity", x)
+    # Marked, because to derivatives the copy is a value of its own: a residual more, for instance.
+    return ctx.node("Identity", x, **{PRIMITIVE_ATTR: "copy"})
 
 
 @restores("copy")

@@ -62,14 +62,13 @@ def lower_device_put(
     ctx: LoweringContext, *arrays: Edge, devices: Any, srcs: Any, copy_semantics: Any
 ) -> list[Edge]:
     del srcs, copy_semantics  # where it comes from, and whether it may alias, is not computation
+    if len(arrays) > 1 and all(device is None for device in devices):
+        # One node, for derivatives treat the arrays of one eqn alike.
+        return ctx.node("IdentityN", list(arrays), **{PRIMITIVE_ATTR: "device_put_all"})
     return [
         edge
         for x, device in zip(arrays, devices, strict=True)
-        for edge in (
-            ctx.node("Identity", x)
-            if device is None
-            else _marked_identity(ctx, x, "device_put", device)
-        )
+        for edge in _marked_identity(ctx, x, "device_put", device)
     ]
 
 
@@ -79,6 +78,8 @@ def _marked_identity(ctx: LoweringContext, x: Edge, primitive: str, sharding: An
 
 
 def _mark(ctx: LoweringContext, primitive: str, sharding: Any) -> dict[str, Any]:
+    if sharding is None:  # wherever it is
+        return {PRIMITIVE_ATTR: primitive}
     if isinstance(sharding, jax.memory.Space):
         return {PRIMITIVE_ATTR: primitive, "_jax_memory_space": sharding.name}
     if not isinstance(sharding, jax.sharding.Sharding):
@@ -108,6 +109,8 @@ def _restore_move(move: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     ) -> Any:
         if memory_space:
             return move(x, jax.memory.Space[memory_space.decode()])
+        if not partition_spec:  # a device_put to wherever it is
+            return move(x, None)
         mesh = shardings.mesh_from_attrs(mesh_axes, mesh_shape, mesh_axis_types)
         recorded = shardings.make_recorded(mesh, partition_spec, memory_kind.decode())
         sharding = library.placement.sharding_here(recorded)
@@ -121,6 +124,11 @@ restores("reshard")(_restore_move(jax.sharding.reshard))
 restores("device_put")(_restore_move(jax.device_put))
 
 
+@restores("device_put_all")
+def restore_device_put_all(*arrays: Any) -> list[Any]:
+    return list(jax.device_put(arrays))
+
+
 def _sharding(kind: AxisType, *spec: Any) -> NamedSharding:
     """Returns a sharding over one device, for the examples."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,), devices=jax.devices()[:1])
@@ -128,6 +136,7 @@ def _sharding(kind: AxisType, *spec: Any) -> NamedSharding:
 
 
 example(lambda x: jax.device_put(x) + 1.0, f32(3))
+example(lambda x, y: jax.tree.map(jnp.sin, jax.device_put((x, y))), f32(3), f32(2))
 example(lambda x: jax.device_put(x, jax.memory.Space.Device) + 1.0, f32(3))
 example(lambda x: jax.device_put(x, _sharding(AxisType.Auto, "data")) + 1.0, f32(3))
 example(

@@ -290,11 +290,6 @@ def argument_names(jaxpr: Jaxpr) -> list[str]:
     return [str(name) for name in open_jaxpr(jaxpr).debug_info.arg_names or ()]
 
 
-def takes_literals(eqn: Eqn) -> bool:
-    """Returns whether an operand of an eqn is a literal."""
-    return any(isinstance(atom, jax_core.Literal) for atom in eqn.invars)
-
-
 def holds_tracers(jaxpr: Jaxpr) -> bool:
     """Returns whether a jaxpr closes over values of a trace that has ended."""
     return any(isinstance(value, jax.core.Tracer) for value in jaxpr_constants(jaxpr))
