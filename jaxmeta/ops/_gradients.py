@@ -54,5 +54,5 @@ def reading_attrs_of(
 
     parameters = [*own, *(p for p in named if p.kind is is_keyword and p.name in known)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__doc__ = fn.__doc__
+    run.__module__, run.__doc__ = fn.__module__, fn.__doc__
     return run

@@ -128,8 +128,13 @@ def key_and_counter_of_seed(seed: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(mixed[:2]), jnp.stack([zero, zero, *mixed[2:]])
 
 
-def key_and_counter_of_tensors(key: Any, counter: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the words of the uint64 tensors that ops pass on: a key, a counter's halves."""
+def key_and_counter_of_tensors(key: Any, counter: Any, alg: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the words of the uint64 tensors that ops pass on: a key, a counter's halves.
+
+    Raises:
+        UnsupportedOpError: the algorithm is not Philox.
+    """
+    check_algorithm(alg)
     return jnp.reshape(split_words(key), -1)[:2], jnp.reshape(split_words(counter), -1)[:4]
 
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxmeta import dtypes
 from jaxmeta.ops._definition import kernel, run_kernel
+from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._handles import Handle
 from jaxmeta.ops._indexing import index_of, index_of_slices
 from jaxmeta.ops._operands import ints
@@ -96,46 +97,28 @@ def tensor_strided_slice_update(
     return jnp.asarray(input).at[index].set(value)
 
 
-@kernel("StridedSliceAssign", static=("begin", "end", "strides"))
-def strided_slice_assign(
-    state: Any,
-    ref: Handle,
-    begin: Any,
-    end: Any,
-    strides: Any,
-    value: Any,
-    *,
-    begin_mask: int,
-    end_mask: int,
-    ellipsis_mask: int,
-    new_axis_mask: int,
-    shrink_axis_mask: int,
+def _assign_slices(
+    state: Any, ref: Handle, begin: Any, end: Any, strides: Any, value: Any, **masks: int
 ) -> Handle:
-    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
-    index = index_of_slices(ints(begin), ints(end), ints(strides), masks)
-    state.write(ref.name, jnp.asarray(state.read(ref.name)).at[index].set(value))
+    old = state.read(ref.name)
+    state.write(ref.name, tensor_strided_slice_update(old, begin, end, strides, value, **masks))
     return ref
 
 
-@kernel("ResourceStridedSliceAssign", static=("begin", "end", "strides"))
-def resource_strided_slice_assign(
-    state: Any,
-    ref: Handle,
-    begin: Any,
-    end: Any,
-    strides: Any,
-    value: Any,
-    *,
-    begin_mask: int,
-    end_mask: int,
-    ellipsis_mask: int,
-    new_axis_mask: int,
-    shrink_axis_mask: int,
+def _assign_slices_of_resource(
+    state: Any, ref: Handle, begin: Any, end: Any, strides: Any, value: Any, **masks: int
 ) -> tuple[()]:
-    masks = (begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask)
-    index = index_of_slices(ints(begin), ints(end), ints(strides), masks)
-    state.write(ref.name, jnp.asarray(state.read(ref.name)).at[index].set(value))
+    _assign_slices(state, ref, begin, end, strides, value, **masks)
     return ()
+
+
+for _op, _assign in (
+    ("StridedSliceAssign", _assign_slices),
+    ("ResourceStridedSliceAssign", _assign_slices_of_resource),
+):
+    kernel(_op, static=("begin", "end", "strides"))(
+        reading_attrs_of(_op, _assign, tensor_strided_slice_update)
+    )
 
 
 # --- by rank -----------------------------------------------------------------------------------

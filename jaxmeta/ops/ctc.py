@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -89,59 +90,39 @@ def _loss_and_gradient(
     return losses.astype(logits.dtype), gradient
 
 
-def _refuse_collapsing(preprocess_collapse_repeated: bool) -> None:
-    if preprocess_collapse_repeated:
-        raise errors.UnsupportedOpError(
-            "CTCLoss with preprocess_collapse_repeated is not supported: collapse the labels first"
+def _loss_kernel(blank_of: Callable[[int], int]) -> Callable[..., Any]:
+    """Returns the kernel of losses and gradients, given which of so many classes is the blank."""
+
+    def ctc_loss(
+        inputs: Any,
+        labels_indices: Any,
+        labels_values: Any,
+        sequence_length: Any,
+        *,
+        preprocess_collapse_repeated: bool,
+        ctc_merge_repeated: bool,
+        ignore_longer_outputs_than_inputs: bool,
+    ) -> Any:
+        if preprocess_collapse_repeated:
+            raise errors.UnsupportedOpError(
+                "CTCLoss with preprocess_collapse_repeated is not supported: collapse the labels "
+                "first"
+            )
+        return _loss_and_gradient(
+            inputs,
+            labels_indices,
+            labels_values,
+            sequence_length,
+            blank_of(inputs.shape[-1]),
+            merges=ctc_merge_repeated,
+            ignores=ignore_longer_outputs_than_inputs,
         )
 
-
-@kernel("CTCLoss")
-def ctc_loss(
-    inputs: Any,
-    labels_indices: Any,
-    labels_values: Any,
-    sequence_length: Any,
-    *,
-    preprocess_collapse_repeated: bool,
-    ctc_merge_repeated: bool,
-    ignore_longer_outputs_than_inputs: bool,
-) -> Any:
-    """Returns losses and gradients, the last class being the blank."""
-    _refuse_collapsing(preprocess_collapse_repeated)
-    return _loss_and_gradient(
-        inputs,
-        labels_indices,
-        labels_values,
-        sequence_length,
-        inputs.shape[-1] - 1,
-        merges=ctc_merge_repeated,
-        ignores=ignore_longer_outputs_than_inputs,
-    )
+    return ctc_loss
 
 
-@kernel("CTCLossV2")
-def ctc_loss_v2(
-    inputs: Any,
-    labels_indices: Any,
-    labels_values: Any,
-    sequence_length: Any,
-    *,
-    preprocess_collapse_repeated: bool,
-    ctc_merge_repeated: bool,
-    ignore_longer_outputs_than_inputs: bool,
-) -> Any:
-    """Returns losses and gradients, the first class being the blank."""
-    _refuse_collapsing(preprocess_collapse_repeated)
-    return _loss_and_gradient(
-        inputs,
-        labels_indices,
-        labels_values,
-        sequence_length,
-        0,
-        merges=ctc_merge_repeated,
-        ignores=ignore_longer_outputs_than_inputs,
-    )
+kernel("CTCLoss")(_loss_kernel(lambda num_classes: num_classes - 1))
+kernel("CTCLossV2")(_loss_kernel(lambda num_classes: 0))
 
 
 @kernel("CTCGreedyDecoder", is_host=True)

@@ -108,15 +108,13 @@ def stateless_random_poisson(shape: Any, seed: Any, lam: Any, *, dtype: int) -> 
 
 @kernel("StatelessRandomUniformV2", static=("shape", "alg"))
 def stateless_random_uniform_v2(shape: Any, key: Any, counter: Any, alg: Any, *, dtype: int) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     return _philox_distributions.uniform(*words, ints(shape), dtypes.dtype_from_number(dtype))
 
 
 @kernel("StatelessRandomNormalV2", static=("shape", "alg"))
 def stateless_random_normal_v2(shape: Any, key: Any, counter: Any, alg: Any, *, dtype: int) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     return _philox_distributions.normal(*words, ints(shape), dtypes.dtype_from_number(dtype))
 
 
@@ -124,8 +122,7 @@ def stateless_random_normal_v2(shape: Any, key: Any, counter: Any, alg: Any, *, 
 def stateless_truncated_normal_v2(
     shape: Any, key: Any, counter: Any, alg: Any, *, dtype: int
 ) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     return _philox_distributions.truncated_normal(
         *words, ints(shape), dtypes.dtype_from_number(dtype)
     )
@@ -135,8 +132,7 @@ def stateless_truncated_normal_v2(
 def stateless_random_uniform_int_v2(
     shape: Any, key: Any, counter: Any, alg: Any, minval: Any, maxval: Any, *, dtype: int
 ) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     bounds = (minval, maxval)
     return _philox_distributions.uniform_int(
         *words, ints(shape), *bounds, dtypes.dtype_from_number(dtype)
@@ -147,8 +143,7 @@ def stateless_random_uniform_int_v2(
 def stateless_random_uniform_full_int_v2(
     shape: Any, key: Any, counter: Any, alg: Any, *, dtype: int
 ) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     return _philox_distributions.full_range_int(
         *words, ints(shape), dtypes.dtype_from_number(dtype)
     )
@@ -156,8 +151,7 @@ def stateless_random_uniform_full_int_v2(
 
 @kernel("StatelessRandomGammaV3", static=("shape", "alg"))
 def stateless_random_gamma_v3(shape: Any, key: Any, counter: Any, alg: Any, alpha: Any) -> Any:
-    _philox.check_algorithm(alg)
-    words = _philox.key_and_counter_of_tensors(key, counter)
+    words = _philox.key_and_counter_of_tensors(key, counter, alg)
     return _philox_rejection.gamma(*words, ints(shape), alpha)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmeta import errors
 from jaxmeta.ops._definition import kernel
+from jaxmeta.ops._gradients import reading_attrs_of
 from jaxmeta.ops._string_arrays import map_strings, string_array
 
 _LAST_CODE_POINT: Final = 0x10FFFF
@@ -60,26 +61,6 @@ def _code_points(
         at += max(bad.end - bad.start, 1)
 
 
-@kernel("UnicodeDecode", is_host=True)
-def unicode_decode(
-    input: Any,
-    *,
-    input_encoding: bytes,
-    errors: bytes,
-    replacement_char: int,
-    replace_control_characters: bool,
-    Tsplits: int,
-) -> list[Any]:
-    return unicode_decode_with_offsets(
-        input,
-        input_encoding=input_encoding,
-        errors=errors,
-        replacement_char=replacement_char,
-        replace_control_characters=replace_control_characters,
-        Tsplits=Tsplits,
-    )[:2]
-
-
 @kernel("UnicodeDecodeWithOffsets", is_host=True)
 def unicode_decode_with_offsets(
     input: Any,
@@ -99,6 +80,15 @@ def unicode_decode_with_offsets(
     pairs = [pair for row in rows for pair in row]
     points, starts = np.array(pairs, np.int64).reshape(-1, 2).T
     return [splits, points.astype(np.int32), starts]
+
+
+def _unicode_decode(input: Any, **attrs: Any) -> list[Any]:
+    return unicode_decode_with_offsets(input, **attrs)[:2]
+
+
+kernel("UnicodeDecode", is_host=True)(
+    reading_attrs_of("UnicodeDecode", _unicode_decode, unicode_decode_with_offsets)
+)
 
 
 @kernel("UnicodeTranscode", is_host=True)

@@ -109,9 +109,9 @@ def find_static_arguments(
 
 
 def _is_traced_as(value: Any, info: Any) -> bool:
-    structures: list[Any] = [jax.tree.structure(value), jax.tree.structure(info)]
+    structure: Any = jax.tree.structure(value)
     leaves, infos = jax.tree.leaves(value), jax.tree.leaves(info)
-    return bool(structures[0] == structures[1]) and all(map(_is_array_like, leaves, infos))
+    return structure == jax.tree.structure(info) and all(map(_is_array_like, leaves, infos))
 
 
 def _is_array_like(leaf: Any, info: Any) -> bool:
